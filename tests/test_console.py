@@ -1,0 +1,119 @@
+"""Errors are one line with the right exit status, and progress reads well with and without a terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from ramen_jax import console
+
+
+def _status(run) -> int:
+    with pytest.raises(SystemExit) as caught:
+        console.main(run)
+    return caught.value.code
+
+
+def test_main_returns_the_status_of_the_command():
+    assert _status(lambda: None) == 0
+    assert _status(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("code", [console.USAGE, console.DATA])
+def test_a_user_error_is_one_line_without_traceback(capsys, monkeypatch, code):
+    monkeypatch.setattr(sys, "argv", ["command"])
+
+    def run():
+        raise console.UserError('sensor "s2x": not known', code)
+
+    assert _status(run) == code
+    assert capsys.readouterr().err == 'error: sensor "s2x": not known\n'
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command", "--debug"])
+
+    def run():
+        raise console.UserError("no such file")
+
+    assert _status(run) == console.DATA
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.endswith("error: no such file\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    def run():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        console.main(run)
+
+
+def test_interruption_is_not_an_error_report(capsys):
+    def run():
+        raise KeyboardInterrupt
+
+    assert _status(run) == console.INTERRUPTED
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_parser_names_the_command_and_refuses_abbreviations(capsys):
+    parser = console.parser("embed", "Features of any raster.", "  python -m ramen_jax.embed --image a.tif")
+    parser.add_argument("--image")
+    assert parser.parse_args(["--image", "a.tif", "--debug"]).debug
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--imag", "a.tif"])
+    assert caught.value.code == console.USAGE
+    help_text = parser.format_help()
+    assert "usage: python -m ramen_jax.embed" in help_text
+    assert "examples:\n  python -m ramen_jax.embed --image a.tif" in help_text
+
+
+def test_close_names():
+    names = ["sentinel2_l2a", "sentinel2_l1c", "flairhub_aerial"]
+    assert console.close_names("sentinel2_l2", names) == 'did you mean "sentinel2_l2a" or "sentinel2_l1c"?'
+    assert console.close_names("aerial", names) == 'did you mean "flairhub_aerial"?'
+    assert console.close_names("xyz", names) == "choose from: flairhub_aerial, sentinel2_l1c, sentinel2_l2a"
+    assert console.close_names("xyz", [f"n{i}" for i in range(25)]).endswith("and 5 more")
+    assert console.close_names("xyz", []) == "there is none to choose from"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
+)
+def test_duration(seconds, text):
+    assert console.duration(seconds) == text
+
+
+def test_plain_progress_prints_lines_and_a_last_one(capsys, monkeypatch):
+    clock = iter([0.0, 0.0, 5.0, 12.0, 12.0, 12.0, 20.0, 20.0, 20.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock, 20.0))
+    with console.progress(4, "training", "steps", start=1) as bar:
+        bar.advance(info="loss 1")
+        bar.note("saved")
+        bar.advance(info="loss 0.5")
+        bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert "saved" in lines
+    assert lines[-1].startswith("training: 4/4 steps · ")
+    assert lines[-1].endswith("· took 20 s · loss 0.5")
+
+
+def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with console.progress(2, "reading", "files") as bar:
+        bar.advance(info="a.tif")
+        bar.note("a note [with brackets]")
+        bar.advance()
+    error = capsys.readouterr().err
+    assert "reading" in error
+    assert "2/2" in error
+    assert "a note [with brackets]" in error
+
+
+def test_an_error_inside_progress_prints_no_closing_line(capsys):
+    with pytest.raises(ValueError, match="broken"), console.progress(2, "reading", "files"):
+        raise ValueError("broken")
+    assert capsys.readouterr().err == ""
