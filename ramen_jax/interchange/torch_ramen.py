@@ -1,0 +1,654 @@
+"""The RAMEN encoder in one file of PyTorch. Needs torch and safetensors, nothing else.
+
+    model = load("ramen_base")                  # a folder with config.json and model.safetensors, or one weight file
+    features = model({"s2": pixels_BxTxCxHxW}, target_gsd=40.0, dates={"s2": day_of_year_BxT})
+    features.maps["s2"]                         # [B, D, rows, columns], one vector per 40 m x 40 m
+    features.layers[0]["s2"]                    # the same after an inner block, for `layers=(3, 5, 7, 11)`
+
+The images of one call show one place. Each is described by a sensor (bands, metres per pixel, normalisation), from
+the model's config.json or made on the spot:
+
+    mine = Sensor("drone", gsd=0.1, bands=(Band("red", wavelength_nm=660), Band("nir", wavelength_nm=850)),
+                  mean=(80.0, 90.0), std=(30.0, 25.0))
+    features = model({"drone": pixels}, target_gsd=2.0, sensors={"drone": mine})
+
+Parameter names are those of the official code (github.com/nicolashoudre/RAMEN), so its state dicts load strictly. The
+order of work is not: resampling acts on each channel alone and everything up to the first nonlinearity is linear, so
+the C raw channels are resampled first and projector, experts and the input layer of the temporal encoder become one
+C x D affine map. Features are the same to rounding; no array of width D exists at the images' own resolution.
+
+Shape letters: B batch, T dates, C bands, H, W pixels, N tokens of one modality (rows * columns), L all tokens and the
+class token, D width, G heads of the temporal encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POLICIES = ("reference", "metric", "area")
+TEMPORAL_HEADS = 16
+DATE_PERIOD = 367.0
+HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+RADAR = tuple(f"{orbit}_{polarisation}" for orbit in ("asc", "des") for polarisation in ("vv", "vh", "hv", "hh"))
+ELEVATION = ("dsm", "dtm", "slope")
+
+
+@dataclass(frozen=True)
+class Band:
+    """What one channel is: exactly one of a wavelength (nm), a radar channel ("asc_vv", ...) or an elevation."""
+
+    name: str
+    wavelength_nm: float | None = None
+    radar: str | None = None
+    elevation: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.wavelength_nm, self.radar, self.elevation)) != 1:
+            raise ValueError(f"band '{self.name}' needs exactly one of wavelength_nm, radar and elevation")
+        for value, known in ((self.radar, RADAR), (self.elevation, ELEVATION)):
+            if value is not None and value not in known:
+                raise ValueError(f"band '{self.name}' says '{value}'; known are {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Ordered bands, metres per pixel, and how stored values become model input.
+
+    input = (stored * scale + offset - mean) / std, per band; `nodata` pixels and NaN become exactly 0.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    gsd: float
+    units: str = ""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    nodata: float | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    plausible: tuple[float, float] | None = None
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Sensor:
+        """A sensor from plain data, as config.json holds it."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(description) - known)
+        if unknown:
+            raise ValueError(f"sensor key {unknown[0]!r} is unknown; known are {', '.join(sorted(known))}")
+        values = dict(description)
+        values["bands"] = tuple(Band(**band) for band in description["bands"])
+        for key in ("mean", "std", "plausible"):
+            if values.get(key) is not None:
+                values[key] = tuple(float(value) for value in values[key])
+        return cls(**values)
+
+
+class Features(NamedTuple):
+    """What the encoder returns.
+
+    `maps`: per modality [B, D, rows, columns] after the last block and LayerNorm. `cls`: the class token [B, D].
+    `layers`: for each block asked for, in that order, the same dictionary after that block.
+    """
+
+    maps: dict[str, Tensor]
+    cls: Tensor
+    layers: tuple[dict[str, Tensor], ...]
+
+
+class Geometry(NamedTuple):
+    """What follows from sizes and GSDs alone; tensors, so that a traced model holds them as constants."""
+
+    rows: int
+    columns: int
+    position_NxD: Tensor
+    sampling: dict[str, tuple[Tensor, Tensor]]  # per modality: [rows, H], [columns, W]
+    scale: dict[str, float]  # native GSD over target GSD
+
+
+def sine_cosine(position: Tensor, width: int) -> Tensor:
+    """[...] -> [..., width]: all sines, then all cosines, frequencies 10000^(-i / (width / 2))."""
+    exponent = torch.arange(width // 2, dtype=torch.float32, device=position.device) / (width / 2)
+    phase = position.float()[..., None] * (1.0 / 10000**exponent)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+def date_encoding(day: Tensor, width: int) -> Tensor:
+    """Day of year [...] -> [..., width]: sines and cosines interleaved, base 367."""
+    index = torch.arange(width, dtype=torch.float32, device=day.device)
+    phase = day.float()[..., None] / torch.pow(DATE_PERIOD, 2 * torch.floor(index / 2) / width)
+    return torch.where(index % 2 == 0, phase.sin(), phase.cos())
+
+
+def _linear_interpolation(position: Tensor, size: int) -> Tensor:
+    """[n] fractional positions -> [n, size]: weights of the two nearest samples, clamped at both ends."""
+    sample = torch.arange(size, dtype=torch.float64)
+    return (1.0 - (position.clamp(0.0, size - 1.0)[:, None] - sample).abs()).clamp(min=0.0)
+
+
+def _rounded(index: Tensor, step: float) -> Tensor:
+    """Source coordinates (index + 0.5) * step - 0.5 with the float32 rounding of PyTorch's interpolate."""
+    step32 = torch.full((), step, dtype=torch.float32)
+    return ((index.float() + 0.5) * step32 - 0.5).double()
+
+
+def sampling_matrix(pixels: int, native_gsd: float, target_gsd: float, grid: int, policy: str) -> Tensor:
+    """The matrix [grid, pixels] that reads one axis of an image at the token grid; float32, rows sum to 1.
+
+    `reference` follows the official rules (truncated size, the given factor, identity when the size is unchanged, a
+    second resize when the grid is missed), `metric` true metric coordinates, `area` averages each token's footprint.
+    """
+    factor = native_gsd / target_gsd
+    token = torch.arange(grid, dtype=torch.float64)
+    if policy == "reference":
+        size = math.floor(pixels * factor)
+        if size < 1:
+            raise ValueError(f"target GSD {target_gsd:g} m is larger than an image of {pixels * native_gsd:g} m")
+        if size == pixels:
+            matrix = torch.eye(pixels, dtype=torch.float64)
+        else:
+            index = torch.arange(size, dtype=torch.float64)
+            matrix = _linear_interpolation(_rounded(index, 1 / factor), pixels)
+        if size != grid:
+            matrix = _linear_interpolation(_rounded(token, size / grid), size) @ matrix
+    elif policy == "metric":
+        matrix = _linear_interpolation((token + 0.5) / factor - 0.5, pixels)
+    elif policy == "area":
+        pixel = torch.arange(pixels, dtype=torch.float64)
+        start = (token / factor).clamp(0.0, pixels)[:, None]
+        stop = ((token + 1) / factor).clamp(0.0, pixels)[:, None]
+        matrix = (torch.minimum(stop, pixel + 1) - torch.maximum(start, pixel)).clamp(min=0.0)
+        outside = matrix.sum(dim=1, keepdim=True) < 1e-9  # a token beyond the image reads its last pixel
+        matrix = torch.where(outside, (pixel == pixels - 1).double(), matrix)
+        matrix = matrix / matrix.sum(dim=1, keepdim=True)
+    else:
+        raise ValueError(f"unknown sampling policy '{policy}'; choose one of {', '.join(POLICIES)}")
+    return matrix.float()
+
+
+class Projector(nn.Module):
+    """Band descriptions -> one D-vector per band; learned vectors for the names in `entries`."""
+
+    def __init__(self, width: int, entries: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.width = width
+        for entry in entries:
+            self.register_parameter(f"{entry}_param", nn.Parameter(0.02 * torch.randn(width)))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.LayerNorm(width, eps=1e-5)
+        )
+
+    def forward(self, descriptions: Sequence[float | str]) -> Tensor:
+        if isinstance(descriptions[0], str):
+            vectors = torch.stack([self.get_parameter(f"{entry}_param") for entry in descriptions])
+        else:
+            wavelength = torch.tensor(descriptions, dtype=torch.float32, device=self.mlp[0].weight.device)
+            vectors = sine_cosine(wavelength, self.width)
+        return self.mlp(vectors)
+
+
+class Resampler(nn.Module):
+    """A mixture of linear experts chosen by the change of scale."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.experts = nn.ModuleList([nn.Conv2d(width, width, kernel_size=1) for _ in range(4)])
+        self.mlp = nn.Sequential(nn.Linear(width, width // 4), nn.GELU(), nn.Linear(width // 4, 4))
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, scale: float) -> tuple[Tensor, Tensor]:
+        """The mixture at `scale` as one residual map: weight [D out, D in] and bias [D]."""
+        log_scale = torch.full((), math.log(scale), device=self.temperature.device)
+        gate = (self.mlp(sine_cosine(log_scale, self.width)) / self.temperature.clamp(min=1e-3)).softmax(dim=-1)
+        weight = sum(share * expert.weight[:, :, 0, 0] for share, expert in zip(gate, self.experts, strict=True))
+        bias = sum(share * expert.bias for share, expert in zip(gate, self.experts, strict=True))
+        return weight, bias
+
+
+class Heads(nn.Module):
+    """Parameters of the temporal attention: one learned query per head, keys from the features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.Q = nn.Parameter(torch.randn(TEMPORAL_HEADS, 16) * math.sqrt(2 / 16))
+        self.fc1_k = nn.Linear(width, TEMPORAL_HEADS * 16)
+
+    def folded(self) -> Tensor:
+        """Queries folded into the keys: [D, G]. The key bias is constant over time and leaves the softmax."""
+        key_GxKxD = self.fc1_k.weight.view(TEMPORAL_HEADS, 16, -1)
+        return torch.einsum("gkd,gk->dg", key_GxKxD, self.Q) / 4.0
+
+
+class TemporalEncoder(nn.Module):
+    """L-TAE: a series of features becomes one.
+
+    Its four BatchNorms use their stored statistics always, in training mode too, so that features never depend on the
+    rest of the batch.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+        def normalised(inner: int, outer: int) -> list[nn.Module]:
+            return [nn.Linear(inner, outer), nn.BatchNorm1d(outer), nn.ReLU()]
+
+        self.inconv = nn.Sequential(*normalised(width, width))
+        self.in_norm = nn.GroupNorm(TEMPORAL_HEADS, width)
+        self.attention_heads = Heads(width)
+        self.mlp = nn.Sequential(
+            *normalised(width, width), *normalised(width, 2 * width), *normalised(2 * width, width)
+        )
+
+    def train(self, mode: bool = True) -> TemporalEncoder:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
+    def entry(self) -> tuple[Tensor, Tensor]:
+        """The input layer and its BatchNorm as one affine map: weight [D out, D in], bias [D]."""
+        dense, norm = self.inconv[0], self.inconv[1]
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return dense.weight * gain[:, None], (dense.bias - norm.running_mean) * gain + norm.bias
+
+    def forward(self, x_BxTxNxD: Tensor, day_BxT: Tensor, frame_BxT: Tensor | None) -> Tensor:
+        """Features before the input ReLU -> [B, N, D]; only frames that are True count."""
+        batch, dates, tokens, width = x_BxTxNxD.shape
+        group = width // TEMPORAL_HEADS
+        y_BxTxNxGxK = F.relu(x_BxTxNxD).view(batch, dates, tokens, TEMPORAL_HEADS, group)
+        if frame_BxT is None:
+            variance, mean = torch.var_mean(y_BxTxNxGxK, dim=(1, 4), correction=0, keepdim=True)
+        else:
+            weight = frame_BxT.to(y_BxTxNxGxK.dtype)[:, :, None, None, None]
+            count = weight.sum(dim=1, keepdim=True).clamp(min=1.0) * group
+            mean = (weight * y_BxTxNxGxK).sum(dim=(1, 4), keepdim=True) / count
+            variance = (weight * (y_BxTxNxGxK - mean).square()).sum(dim=(1, 4), keepdim=True) / count
+        gain = self.in_norm.weight.view(TEMPORAL_HEADS, group)
+        shift = self.in_norm.bias.view(TEMPORAL_HEADS, group)
+        shift = shift + date_encoding(day_BxT, group)[:, :, None, None, :]
+        y_BxTxNxGxK = (y_BxTxNxGxK - mean) * torch.rsqrt(variance + self.in_norm.eps) * gain + shift
+
+        score_BxTxNxG = y_BxTxNxGxK.flatten(3) @ self.attention_heads.folded()
+        if frame_BxT is not None:
+            score_BxTxNxG = score_BxTxNxG.masked_fill(~frame_BxT[:, :, None, None], torch.finfo(torch.float32).min)
+        share_BxTxNxG = score_BxTxNxG.float().softmax(dim=1).to(y_BxTxNxGxK.dtype)
+        pooled_BxNxD = (share_BxTxNxG[..., None] * y_BxTxNxGxK).sum(dim=1).flatten(2)
+        return self.mlp(pooled_BxNxD.flatten(0, 1)).view(batch, tokens, width)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BxLxD: Tensor) -> Tensor:
+        batch, length, width = x_BxLxD.shape
+        qkv = self.qkv(x_BxLxD).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed_BxHxLxK = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        return self.proj(mixed_BxHxLxK.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc2 = nn.Linear(int(width * ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width, ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class RamenEncoder(nn.Module):
+    """The encoder. `config` is what config.json holds; `config["model"]` alone is enough to build one.
+
+    Args:
+        config: "model" (embed_dim, depth, num_heads, mlp_ratio = 4, block_eps = 1e-6, kinds = optical, radar and
+            elevation), "sampling" (reference, metric or area), "sensors" {modality or sensor name: description}.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        sizes = config["model"]
+        width = sizes["embed_dim"]
+        if width % TEMPORAL_HEADS or width % sizes["num_heads"] or width % 4:
+            raise ValueError(f"embed_dim {width} must be a multiple of 16 and of num_heads {sizes['num_heads']}")
+        self.config = dict(config)
+        self.width = width
+        self.sampling = config.get("sampling", "reference")
+        self.sensors = {name: Sensor.from_dict(entry) for name, entry in config.get("sensors", {}).items()}
+        kinds = sizes.get("kinds", ("optical", "radar", "elevation"))
+
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.spectral_projector = Projector(width)
+        self.radar_projector = Projector(width, RADAR) if "radar" in kinds else None
+        self.dem_projector = Projector(width, ELEVATION) if "elevation" in kinds else None
+        self.resampler = Resampler(width)
+        self.ltae = TemporalEncoder(width)
+        self.in_norm = nn.LayerNorm(width, eps=1e-6)
+        ratio, eps = sizes.get("mlp_ratio", 4.0), sizes.get("block_eps", 1e-6)
+        self.blocks = nn.ModuleList([Block(width, sizes["num_heads"], ratio, eps) for _ in range(sizes["depth"])])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(
+        self,
+        images: Mapping[str, Tensor],
+        target_gsd: float,
+        dates: Mapping[str, Tensor] | None = None,
+        frames: Mapping[str, Tensor] | None = None,
+        sensors: Mapping[str, Sensor | Mapping[str, Any] | str] | None = None,
+        layers: Sequence[int] = (),
+        normalise: bool = True,
+    ) -> Features:
+        """Features of co-registered images of one place, on one grid of `target_gsd` metres per token.
+
+        Args:
+            images: modality -> stored values [B, T, C, H, W] of any numeric type. The first one's extent defines the
+                grid, int(H * gsd / target_gsd) rows; tokens follow the order of the dictionary.
+            target_gsd: metres per token.
+            dates: modality -> day of year [B, T]; needed where T > 1.
+            frames: modality -> bool [B, T], False for padding frames, which then change nothing.
+            sensors: modality -> Sensor, its description, or a name in the config; default: the modality's name.
+            layers: 0-based blocks whose output is also returned; the last one's has the final LayerNorm.
+            normalise: False when the values are normalised already.
+
+        Raises:
+            ValueError: unknown sensor, missing statistics or dates, wrong shapes, a GSD that leaves no grid.
+        """
+        if not images:
+            raise ValueError("no image given")
+        described = {name: self.sensor(name, (sensors or {}).get(name)) for name in images}
+        for name, image in images.items():
+            bands = len(described[name].bands)
+            if image.ndim != 5 or image.shape[2] != bands:
+                raise ValueError(
+                    f"'{name}' has shape {tuple(image.shape)}; expected [B, T, C, H, W] with C = {bands}, the bands of "
+                    f"sensor '{described[name].name}'"
+                )
+            if image.shape[1] > 1 and name not in (dates or {}):
+                raise ValueError(f"'{name}' has {image.shape[1]} dates; give their days of year in dates['{name}']")
+        sizes = {name: (image.shape[3], image.shape[4]) for name, image in images.items()}
+        geometry = self.geometry(sizes, target_gsd, described)
+        if normalise:
+            images = {name: self.normalise(image, described[name]) for name, image in images.items()}
+        return self.encode(images, geometry, described, dates or {}, frames or {}, layers)
+
+    def sensor(self, name: str, given: Sensor | Mapping[str, Any] | str | None = None) -> Sensor:
+        """The sensor of a modality: as given, or from the config."""
+        if isinstance(given, Sensor):
+            return given
+        if isinstance(given, Mapping):
+            return Sensor.from_dict(given)
+        key = given or name
+        if key not in self.sensors:
+            known = ", ".join(sorted(self.sensors)) or "none"
+            raise ValueError(f"sensor '{key}' is not in the model's config (known: {known}); pass it in `sensors`")
+        return self.sensors[key]
+
+    def normalise(self, image_BxTxCxHxW: Tensor, sensor: Sensor) -> Tensor:
+        """Stored values -> model input, float32; NaN and nodata become 0."""
+        if sensor.mean is None or sensor.std is None:
+            raise ValueError(f"sensor '{sensor.name}' has no mean and std; give them or pass normalise=False")
+        device = image_BxTxCxHxW.device
+        mean = torch.tensor(sensor.mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        std = torch.tensor(sensor.std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        x = image_BxTxCxHxW.float()
+        missing = x.isnan()
+        if sensor.nodata is not None and not math.isnan(sensor.nodata):
+            missing = missing | (x == sensor.nodata)
+        return ((x * sensor.scale + sensor.offset - mean) / std).masked_fill(missing, 0.0)
+
+    def geometry(
+        self, sizes: Mapping[str, tuple[int, int]], target_gsd: float, sensors: Mapping[str, Sensor]
+    ) -> Geometry:
+        """Grid, positions and sampling matrices for images of (H, W) pixels; the first defines the grid."""
+        first = next(iter(sizes))
+        rows, columns = (int(size * (sensors[first].gsd / target_gsd)) for size in sizes[first])
+        if rows < 1 or columns < 1:
+            extent = min(sizes[first]) * sensors[first].gsd
+            raise ValueError(f"target GSD {target_gsd:g} m is larger than the image '{first}', {extent:g} m across")
+        device = self.cls_token.device
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        place = torch.stack([x.flatten(), y.flatten()]).to(device).float() * target_gsd
+        position_NxD = torch.cat([sine_cosine(place[0], self.width // 2), sine_cosine(place[1], self.width // 2)], 1)
+        sampling = {}
+        for name, (height, width) in sizes.items():
+            gsd = sensors[name].gsd
+            sampling[name] = (
+                sampling_matrix(height, gsd, target_gsd, rows, self.sampling).to(device),
+                sampling_matrix(width, gsd, target_gsd, columns, self.sampling).to(device),
+            )
+        return Geometry(rows, columns, position_NxD, sampling, {m: sensors[m].gsd / target_gsd for m in sizes})
+
+    def bands(self, sensor: Sensor) -> Tensor:
+        """The projector's matrix [C, D] of a sensor, whose bands may be of several kinds."""
+        vectors: list[Tensor | None] = [None] * len(sensor.bands)
+        for projector, attribute in (
+            (self.spectral_projector, "wavelength_nm"),
+            (self.radar_projector, "radar"),
+            (self.dem_projector, "elevation"),
+        ):
+            places = [i for i, band in enumerate(sensor.bands) if getattr(band, attribute) is not None]
+            if not places:
+                continue
+            if projector is None:
+                raise ValueError(f"sensor '{sensor.name}' has {attribute} bands, for which these weights have no part")
+            matrix = projector([getattr(sensor.bands[i], attribute) for i in places])
+            for row, place in enumerate(places):
+                vectors[place] = matrix[row]
+        return torch.stack([vector for vector in vectors if vector is not None])
+
+    def encode(
+        self,
+        images: Mapping[str, Tensor],
+        geometry: Geometry,
+        sensors: Mapping[str, Sensor],
+        dates: Mapping[str, Tensor],
+        frames: Mapping[str, Tensor],
+        layers: Sequence[int] = (),
+    ) -> Features:
+        """`forward` on normalised float images, all checks done; tensors in, tensors out."""
+        tokens = []
+        for name, image_BxTxCxHxW in images.items():
+            down_rows, down_columns = geometry.sampling[name]
+            small = down_rows @ (image_BxTxCxHxW @ down_columns.T)
+            pixel_BxTxNxC = small.flatten(3).transpose(2, 3)
+
+            projector_CxD = self.bands(sensors[name])
+            mixture, bias = self.resampler(geometry.scale[name])
+            affine_CxD = projector_CxD + projector_CxD @ mixture.T
+            if image_BxTxCxHxW.shape[1] > 1:
+                weight, shift = self.ltae.entry()
+                x_BxTxNxD = pixel_BxTxNxC @ (affine_CxD @ weight.T) + (bias @ weight.T + shift)
+                x_BxNxD = self.ltae(x_BxTxNxD, dates[name], frames.get(name))
+            else:
+                x_BxNxD = pixel_BxTxNxC[:, 0] @ affine_CxD + bias
+            tokens.append(self.in_norm(x_BxNxD) + geometry.position_NxD)
+
+        x_BxLxD = torch.cat([self.cls_token.expand(tokens[0].shape[0], -1, -1), *tokens], dim=1)
+        kept = {}
+        for index, block in enumerate(self.blocks):
+            x_BxLxD = block(x_BxLxD)
+            if index == len(self.blocks) - 1:
+                x_BxLxD = self.norm(x_BxLxD)
+            if index in layers:
+                kept[index] = self._maps(x_BxLxD, list(images), geometry)
+        missing = [index for index in layers if index not in kept]
+        if missing:
+            raise ValueError(f"there is no block {missing[0]}; the blocks are 0 to {len(self.blocks) - 1}")
+        maps = self._maps(x_BxLxD, list(images), geometry)
+        return Features(maps, x_BxLxD[:, 0], tuple(kept[index] for index in layers))
+
+    def _maps(self, x_BxLxD: Tensor, names: Sequence[str], geometry: Geometry) -> dict[str, Tensor]:
+        batch, _, width = x_BxLxD.shape
+        grid = x_BxLxD[:, 1:].transpose(1, 2).reshape(batch, width, len(names), geometry.rows, geometry.columns)
+        return {name: grid[:, :, index] for index, name in enumerate(names)}
+
+
+def load(path: str | Path, device: str = "cpu", **sizes: Any) -> RamenEncoder:
+    """An encoder from an exported folder, a .safetensors file or an official .ckpt; in eval mode.
+
+    Args:
+        path: a folder with config.json and model.safetensors; or a weight file, with config.json beside it or not.
+        device: where the weights go.
+        sizes: entries of config["model"] that the file does not tell, num_heads for an unusual width say.
+
+    Raises:
+        ValueError: keys that are missing, unexpected or of another shape, all listed.
+        FileNotFoundError: no such file or folder.
+    """
+    path = Path(path)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if not weights.exists():
+        raise FileNotFoundError(f"no weights at {weights}")
+    state = encoder_state(read_weights(weights))
+    config_file = weights.parent / "config.json"
+    config = json.loads(config_file.read_text()) if config_file.exists() else {}
+    config["model"] = {**sizes_of(state), **config.get("model", {}), **sizes}
+    if "num_heads" not in config["model"]:
+        raise ValueError(f"the number of heads of a {config['model']['embed_dim']}-wide model is not known: num_heads=")
+    model = RamenEncoder(config)
+    expected = model.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"{weights} does not fit the encoder: " + "; ".join(problems))
+    model.load_state_dict(state, strict=True)
+    return model.to(device).eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch checkpoint, of which no code is executed."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content.get("state_dict", content)
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's part of a state dict, without prefix; a decoder is left out."""
+    for prefix in ("model.encoder.", "encoder."):
+        if any(key.startswith(prefix) for key in state):
+            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return dict(state)
+
+
+def sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes of a state dict tell about the model."""
+    if "cls_token" not in state:
+        raise ValueError("these weights hold no RAMEN encoder: there is no cls_token among their keys")
+    width = state["cls_token"].shape[-1]
+    blocks = {int(key.split(".")[1]) for key in state if key.startswith("blocks.")}
+    kinds = {"optical": "spectral_projector", "radar": "radar_projector", "elevation": "dem_projector"}
+    sizes: dict[str, Any] = {
+        "embed_dim": width,
+        "depth": len(blocks),
+        "kinds": [kind for kind, prefix in kinds.items() if any(key.startswith(prefix) for key in state)],
+    }
+    if "blocks.0.mlp.fc1.weight" in state:
+        sizes["mlp_ratio"] = state["blocks.0.mlp.fc1.weight"].shape[0] / width
+    if width in HEADS_BY_WIDTH:
+        sizes["num_heads"] = HEADS_BY_WIDTH[width]
+    return sizes
+
+
+class FixedInput(nn.Module):
+    """The encoder for images of given sizes, sensors and GSD: tensors in, tensors out, to be traced.
+
+    Takes stored values [B, T, C, H, W] per modality, in order, then days of year [B, T] for each modality with T > 1.
+    Returns one map [B, D, rows, columns] per modality, layer after layer; without `layers`, the final maps.
+    """
+
+    def __init__(
+        self,
+        model: RamenEncoder,
+        shapes: Mapping[str, tuple[int, int, int]],
+        target_gsd: float,
+        sensors: Mapping[str, Sensor | Mapping[str, Any] | str] | None = None,
+        layers: Sequence[int] = (),
+        normalise: bool = True,
+    ) -> None:
+        """`shapes`: modality -> (T, H, W)."""
+        super().__init__()
+        self.model = model
+        self.shapes = dict(shapes)
+        self.sensors = {name: model.sensor(name, (sensors or {}).get(name)) for name in shapes}
+        sizes = {name: (height, width) for name, (_, height, width) in shapes.items()}
+        self.geometry = model.geometry(sizes, target_gsd, self.sensors)
+        self.layers = tuple(layers)
+        self.normalise = normalise
+        self.series = [name for name, (dates, _, _) in shapes.items() if dates > 1]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        images = dict(zip(self.shapes, inputs, strict=False))
+        dates = dict(zip(self.series, inputs[len(images) :], strict=True))
+        if self.normalise:
+            images = {name: self.model.normalise(image, self.sensors[name]) for name, image in images.items()}
+        features = self.model.encode(images, self.geometry, self.sensors, dates, {}, self.layers)
+        maps = features.layers if self.layers else (features.maps,)
+        return tuple(layer[name] for layer in maps for name in self.shapes)
+
+    def example(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Inputs of the right shapes."""
+        images = [
+            torch.randn(batch, dates, len(self.sensors[name].bands), height, width)
+            for name, (dates, height, width) in self.shapes.items()
+        ]
+        days = [torch.arange(self.shapes[name][0]).float().expand(batch, -1) * 9 + 1 for name in self.series]
+        return (*images, *days)
+
+
+def to_onnx(fixed: FixedInput, path: str | Path, opset: int = 18) -> None:
+    """Writes `fixed` as an ONNX file with a dynamic batch. Needs the packages onnx and onnxscript.
+
+    Inputs are named after the modalities, "<modality>_dates" for their days; outputs "<modality>" or
+    "<modality>_<layer>".
+    """
+    inputs = fixed.example()
+    names = [*fixed.shapes, *(f"{name}_dates" for name in fixed.series)]
+    suffixes = [f"_{layer}" for layer in fixed.layers] or ["_features"]
+    torch.onnx.export(
+        fixed.eval(),
+        inputs,
+        str(path),
+        dynamo=True,
+        opset_version=opset,
+        input_names=names,
+        output_names=[f"{name}{suffix}" for suffix in suffixes for name in fixed.shapes],
+        dynamic_shapes=(tuple({0: torch.export.Dim("batch")} for _ in inputs),),
+        external_data=False,
+        verbose=False,
+    )
