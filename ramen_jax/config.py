@@ -1,0 +1,466 @@
+"""Configurations: one tree of keys with its defaults, read from configs/*.py, changed from the command line.
+
+A configuration file defines get_config() and starts from default(). load() executes it, applies `--config.key=value`
+overrides (typed after the default they replace), expands `recipe` into `traps.*`, and validates. A key that does not
+exist is an error that lists the close ones. This module imports neither jax nor flax.
+"""
+
+import ast
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ramen_jax.console import USAGE, UserError, close_names
+
+RECIPE = "recipe"  # value of a traps.* key that follows config.recipe
+
+# Every numerical trap of the official code: key -> (reference value, fixed value, other accepted values).
+TRAPS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
+    "target": ("per_pixel", "standardised", ()),
+    "time_mask": ("reference", "fixed", ()),
+    "modality_embedding": ("none", "bands", ()),
+    "missing": ("zeros", "excluded", ()),
+    "encodings": ("float32", "float32", ("bfloat16",)),
+    "sampling": ("reference", "metric", ("area",)),
+    "temporal": ("all", "visible", ()),
+    "ltae_dropout": (0.1, 0.0, (float,)),
+    "mmearth_wavelengths": ("reference", "fixed", ()),
+    "worldstrat_repeats": ("reference", "fixed", ()),
+}
+
+KINDS = ("synthetic", "flairhub", "mmearth", "worldstrat", "geofolder", "treesatai", "worldcereal")
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": dict(embed_dim=64, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4),
+    "small": dict(embed_dim=384, depth=12, num_heads=6, decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8),
+    "base": dict(embed_dim=768, depth=12, num_heads=12, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16),
+    "large": dict(
+        embed_dim=1024, depth=24, num_heads=16, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
+    ),
+    "huge": dict(
+        embed_dim=1280, depth=32, num_heads=16, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
+    ),
+}
+
+# Keys that change how a run is executed or watched, not what it computes: a workdir may be continued with others.
+EXECUTION_KEYS = (
+    *("checkpoint", "logging", "compile_cache", "sharding", "validation"),
+    *("data.workers", "data.prefetch", "data.max_bad_share", "train.stop_at", "train.skip_steps"),
+)
+
+
+def _usage(message: str) -> UserError:
+    return UserError(message, USAGE)
+
+
+def default() -> ConfigDict:
+    """All keys with their defaults (the paper's base model on no corpus). Zero or "" means "decided by the program"."""
+    config = ConfigDict()
+    config.recipe = "reference"  # "reference": the official code's numbers; "fixed": ours. Expands into traps.*
+    config.seed = 42  # of initialisation, masks, draws, order and dropout
+
+    config.model = ConfigDict()
+    config.model.embed_dim = 768  # encoder width, channels; a multiple of 32
+    config.model.depth = 12  # encoder blocks
+    config.model.num_heads = 12
+    config.model.mlp_ratio = 4.0  # hidden width of a block's MLP / its width
+    config.model.decoder_embed_dim = 512  # channels; a multiple of 16
+    config.model.decoder_depth = 8  # decoder blocks, not counting the temporal one
+    config.model.decoder_num_heads = 16
+    config.model.mask_ratio = 0.75  # share of a view's tokens that is hidden
+    config.model.block_eps = 1e-6  # LayerNorm epsilon in the blocks
+    config.model.dtype = "float32"  # of activations and matmuls: "float32" or "bfloat16"; parameters stay float32
+    config.model.remat = "full"  # recomputed in the backward pass: "none", "full" (each block) or "dots"
+
+    config.traps = ConfigDict({key: RECIPE for key in TRAPS}, type_safe=False)  # see TRAPS for the values
+
+    config.corpora = ()  # of corpus(...); every step trains on one of them, drawn by weight
+
+    config.data = ConfigDict()
+    config.data.rows_per_step = 16  # packed token rows per step, over all devices and micro-batches
+    config.data.row_length = 0  # decoder tokens per row; 0: twice the largest view
+    config.data.draw = "per_sample"  # target GSD and modalities are drawn "per_sample" or "per_step" (the paper)
+    config.data.views_per_sample = 1  # draws of one sample per epoch
+    config.data.workers = 0  # reading processes; 0: one thread in the training process
+    config.data.prefetch = 2  # steps prepared ahead
+    config.data.max_bad_share = 0.01  # share of unreadable samples above which the run stops
+    config.data.samples = 0  # use the first samples of each corpus only; 0: all
+
+    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer.learning_rate = 1.5e-4  # at the end of the warm-up
+    config.optimizer.warmup_share = 0.2  # share of the training that warms up linearly (paper: 20 of 100 epochs)
+    config.optimizer.warmup_from = 1e-5  # learning rate of the first step
+    config.optimizer.final_rate = 1e-6  # learning rate the cosine ends at
+    config.optimizer.per = "step"  # the schedule moves each "step"; "epoch": once per epoch, as the official code
+    config.optimizer.weight_decay = 0.05  # on every parameter, as the paper
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.clip_norm = 1.0  # global gradient norm
+    config.optimizer.accumulate = 1  # micro-batches per step; must divide data.rows_per_step
+
+    config.train = ConfigDict()
+    config.train.epochs = 100.0  # passes over the corpora; ignored when train.steps > 0
+    config.train.steps = 0  # length of the training, steps; 0: from train.epochs
+    config.train.stop_at = 0  # stop (and save) at this step without changing the schedule; 0: at the end
+    config.train.skip_steps = ()  # steps to leave out, e.g. one whose loss was not finite
+
+    config.validation = ConfigDict()
+    config.validation.every = 0  # steps; 0: never. Same draws each time, on the corpora's validation split
+    config.validation.steps = 8  # batches per validation and corpus
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps; the last step is always saved
+    config.checkpoint.keep_latest = 2
+    config.checkpoint.keep_best = 1  # kept besides the latest: lowest validation loss, else lowest training loss
+
+    config.sharding = ConfigDict()
+    config.sharding.data = -1  # devices per mesh axis; -1: all that the other two leave
+    config.sharding.fsdp = 1
+    config.sharding.tensor = 1
+    # logical axis of the model -> mesh axis ("": replicated). storage: parameters and optimizer state between steps;
+    # compute: parameters while a step uses them. Batch rows are always split over data x fsdp.
+    config.sharding.storage = ConfigDict({"embed": "fsdp", "mlp": "tensor", "heads": "tensor", "layers": ""})
+    config.sharding.compute = ConfigDict({"embed": "", "mlp": "tensor", "heads": "tensor", "layers": ""})
+
+    config.logging = ConfigDict()
+    config.logging.every = 10  # steps between lines on the terminal and in TensorBoard; metrics.jsonl has every step
+    config.logging.tensorboard = True
+    config.logging.stablehlo = True  # keep the lowered step of each corpus in the workdir
+
+    config.compile_cache = ConfigDict()
+    config.compile_cache.folder = "~/.cache/ramen_jax/xla"  # "": no cache. Must be shared by all hosts
+    config.compile_cache.min_seconds = 1.0  # programs that compile faster are not stored
+    return config
+
+
+def corpus(name: str, **changes: Any) -> ConfigDict:
+    """One entry of config.corpora: `name` and the keys that differ from the defaults below."""
+    entry = ConfigDict()
+    entry.name = name
+    entry.kind = "synthetic"  # one of KINDS: which reader prepares it
+    entry.spec = ""  # YAML that describes the corpus (geofolder), or the synthetic geometry; "": the kind's or name's own
+    entry.source = ""  # folder of the original files; environment variables are expanded
+    entry.prepared = ""  # folder of the prepared corpus; "": {workdir}/corpora/{name}, prepared on first use
+    entry.samples = 64  # places rendered (synthetic only)
+    entry.target_gsds = (10.0,)  # metres per token, drawn uniformly
+    entry.weight = 1.0  # share of the steps, relative to the other corpora
+    entry.row_length = 0  # decoder tokens per row of this corpus; 0: data.row_length
+    entry.temporal_dropout = ConfigDict()  # modality -> share of its dates dropped in training
+    entry.max_dates = 0  # longest series used; 0: all dates
+    for key, value in changes.items():
+        if key not in entry:
+            raise _usage(f"corpus {name!r} has no key {key!r}; {close_names(key, list(entry))}")
+        entry[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+    return entry
+
+
+def apply_size(config: ConfigDict, size: str) -> None:
+    """Sets the model widths and depths of one of SIZES."""
+    config.model.update(SIZES[size])
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
+    """The complete, validated configuration of a file and of `key=value` overrides (with or without `--config.`).
+
+    A path ending in `:quicktest` shrinks the run: tiny model, synthetic corpora of the same geometries, four steps.
+    Raises UserError (code 2) with one sentence naming the file or key, what was found and what is accepted.
+    """
+    name, _, switch = str(path).partition(":")
+    file = Path(name)
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path("configs")
+        choices = sorted(str(other) for other in folder.glob("*.py"))
+        raise _usage(f"no configuration file {name}; {close_names(name, choices)}")
+    if switch not in ("", "quicktest"):
+        raise _usage(f"{path}: unknown switch {switch!r}, the one that exists is ':quicktest'")
+    specification = importlib.util.spec_from_file_location(f"ramen_jax_config_{file.stem}", file)
+    if specification is None or specification.loader is None:
+        raise _usage(f"{name} is not a Python file; a configuration is a .py file with a get_config()")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise _usage(f"{name} defines no get_config(); a configuration file must")
+    config = module.get_config()
+    if switch == "quicktest":
+        quicktest(config)
+    return finish(config, overrides, origin=name)
+
+
+def finish(config: ConfigDict, overrides: Iterable[str] = (), origin: str = "configuration") -> ConfigDict:
+    """Applies overrides, expands the recipe, validates and freezes a configuration built in Python."""
+    _check_keys(config, origin)
+    for override in overrides:
+        _apply(config, override)
+    _expand_recipe(config)
+    validate(config)
+    return config.lock()
+
+
+def quicktest(config: ConfigDict) -> None:
+    """Shrinks a configuration in place so that its whole path runs in about a minute on two cores."""
+    apply_size(config, "tiny")
+    entries = []
+    for entry in config.corpora:
+        geometry = entry.name if entry.kind in ("synthetic", "flairhub", "mmearth", "worldstrat") else "tiny"
+        coarse = tuple(sorted(entry.target_gsds)[-2:])
+        entries.append(corpus(entry.name, spec=entry.spec or geometry, samples=8, target_gsds=coarse, max_dates=3))
+    config.corpora = tuple(entries)
+    config.data.rows_per_step = 2
+    config.data.workers = 0
+    config.optimizer.accumulate = 1
+    config.train.steps = 4
+    config.validation.every = 0
+    config.checkpoint.every = 2
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON-able dicts, lists and scalars."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Lines `key: OLD -> NEW` where two plain() configurations differ in a key that changes the numbers of a run."""
+    old, new = dict(_flat(plain(theirs))), dict(_flat(plain(ours)))
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if any(key == ignored or key.startswith(ignored + ".") for ignored in EXECUTION_KEYS):
+            continue
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError with one sentence for the first value that cannot work."""
+    model, data, optimizer = config.model, config.data, config.optimizer
+
+    def require(condition: bool, key: str, found: Any, expected: str) -> None:
+        if not condition:
+            raise _usage(f"config.{key} is {found!r}, expected {expected}")
+
+    # 16 L-TAE heads, each of an even width; the decoder splits its position encoding in four.
+    require(
+        model.embed_dim > 0 and model.embed_dim % 32 == 0,
+        "model.embed_dim",
+        model.embed_dim,
+        f"a multiple of 32 (16 temporal heads of even width), e.g. {_nearest(model.embed_dim, 32)}",
+    )
+    require(
+        model.decoder_embed_dim > 0 and model.decoder_embed_dim % 16 == 0,
+        "model.decoder_embed_dim",
+        model.decoder_embed_dim,
+        f"a multiple of 16, e.g. {_nearest(model.decoder_embed_dim, 16)}",
+    )
+    for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim")):
+        divisors = [n for n in range(1, model[width] + 1) if model[width] % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - model[heads]))
+        require(
+            model[heads] in divisors,
+            f"model.{heads}",
+            model[heads],
+            f"a divisor of config.model.{width} = {model[width]}, e.g. {nearest}",
+        )
+    for key in ("depth", "decoder_depth"):
+        require(model[key] >= 1, f"model.{key}", model[key], "at least 1 block")
+    require(model.mlp_ratio > 0, "model.mlp_ratio", model.mlp_ratio, "a positive ratio")
+    require(0 < model.mask_ratio < 1, "model.mask_ratio", model.mask_ratio, "a share between 0 and 1")
+    _require_choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+    _require_choice("model.remat", model.remat, ("none", "full", "dots"))
+
+    _require_choice("data.draw", data.draw, ("per_sample", "per_step"))
+    require(data.rows_per_step >= 1, "data.rows_per_step", data.rows_per_step, "at least 1 row")
+    for key in ("row_length", "workers", "prefetch", "samples"):
+        require(data[key] >= 0, f"data.{key}", data[key], "0 or more")
+    require(data.views_per_sample >= 1, "data.views_per_sample", data.views_per_sample, "at least 1 view")
+    require(0 <= data.max_bad_share <= 1, "data.max_bad_share", data.max_bad_share, "a share from 0 to 1")
+    require(
+        optimizer.accumulate >= 1 and data.rows_per_step % optimizer.accumulate == 0,
+        "optimizer.accumulate",
+        optimizer.accumulate,
+        f"a divisor of config.data.rows_per_step = {data.rows_per_step}",
+    )
+
+    _require_choice("optimizer.per", optimizer.per, ("step", "epoch"))
+    for key in ("learning_rate", "eps", "clip_norm"):
+        require(optimizer[key] > 0, f"optimizer.{key}", optimizer[key], "a positive number")
+    for key in ("warmup_from", "final_rate", "weight_decay"):
+        require(optimizer[key] >= 0, f"optimizer.{key}", optimizer[key], "0 or more")
+    for key in ("beta1", "beta2"):
+        require(0 <= optimizer[key] < 1, f"optimizer.{key}", optimizer[key], "a number from 0 to below 1")
+    require(
+        0 <= optimizer.warmup_share <= 1, "optimizer.warmup_share", optimizer.warmup_share, "a share from 0 to 1"
+    )
+    require(
+        config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs, "a positive number"
+    )
+    require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "at least 1 step")
+    require(config.checkpoint.keep_latest >= 1, "checkpoint.keep_latest", config.checkpoint.keep_latest, "at least 1")
+    require(config.logging.every >= 1, "logging.every", config.logging.every, "at least 1 step")
+
+    axes = [config.sharding[axis] for axis in ("data", "fsdp", "tensor")]
+    require(
+        all(size == -1 or size >= 1 for size in axes) and axes.count(-1) <= 1,
+        "sharding",
+        dict(zip(("data", "fsdp", "tensor"), axes, strict=True)),
+        "positive device counts for data, fsdp and tensor, one of them at most -1 (the rest)",
+    )
+    for mapping in ("storage", "compute"):
+        for axis, target in config.sharding[mapping].items():
+            _require_choice(f"sharding.{mapping}.{axis}", target, ("", "data", "fsdp", "tensor"))
+
+    names = [entry.name for entry in config.corpora]
+    require(len(set(names)) == len(names), "corpora", names, "different names")
+    for entry in config.corpora:
+        where = f"corpora.{entry.name}"
+        _require_choice(f"{where}.kind", entry.kind, KINDS)
+        require(len(entry.target_gsds) > 0, f"{where}.target_gsds", entry.target_gsds, "at least one target GSD")
+        for gsd in entry.target_gsds:
+            require(gsd > 0, f"{where}.target_gsds", gsd, "a positive number of metres per token")
+        require(entry.weight > 0, f"{where}.weight", entry.weight, "a positive share")
+        for modality, share in entry.temporal_dropout.items():
+            require(0 <= share < 1, f"{where}.temporal_dropout.{modality}", share, "a share from 0 to below 1")
+
+
+def _nearest(value: int, factor: int) -> int:
+    return max(factor, round(value / factor) * factor)
+
+
+def _require_choice(key: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise _usage(f"config.{key} is {value!r}, expected one of {known}; {close_names(str(value), list(choices))}")
+
+
+def _expand_recipe(config: ConfigDict) -> None:
+    """Replaces "recipe" in traps.* by the value of config.recipe, and checks every value."""
+    _require_choice("recipe", config.recipe, ("reference", "fixed"))
+    for key, (reference, fixed, others) in TRAPS.items():
+        value = config.traps[key]
+        if value == RECIPE:
+            config.traps[key] = reference if config.recipe == "reference" else fixed
+        elif float in others:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise _usage(f"config.traps.{key} is {value!r}, expected {RECIPE!r} or a share from 0 to below 1")
+            config.traps[key] = float(value)
+        else:
+            _require_choice(f"traps.{key}", value, (RECIPE, *dict.fromkeys((reference, fixed, *others))))
+
+
+def _check_keys(config: ConfigDict, origin: str) -> None:
+    """Every key of `config` must exist in default() (corpora: in corpus())."""
+    if not isinstance(config, ConfigDict):
+        raise _usage(f"{origin}: get_config() returned {type(config).__name__}, expected the result of default()")
+    known = default()
+
+    def compare(found: Any, expected: Any, prefix: str) -> None:
+        for key in found:
+            if key not in expected:
+                choices = [prefix + other for other in expected]
+                raise _usage(f"{origin}: no such key {prefix}{key}; {close_names(prefix + key, choices)}")
+            if isinstance(expected[key], ConfigDict):
+                if not isinstance(found[key], ConfigDict):
+                    raise _usage(f"{origin}: {prefix}{key} is {found[key]!r}, expected a group of keys")
+                if not _is_open(prefix + key):
+                    compare(found[key], expected[key], f"{prefix}{key}.")
+
+    compare(config, known, "config.")
+    for key in known:
+        if key not in config:
+            raise _usage(f"{origin}: key config.{key} is missing; start from ramen_jax.config.default()")
+    for entry in config.corpora:
+        compare(entry, corpus("any"), f"config.corpora.{entry.name}.")
+
+
+def _is_open(path: str) -> bool:
+    """Groups whose keys are the user's: modality names."""
+    return path.endswith(".temporal_dropout")
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+    """Applies one `key=value`; corpora are addressed by name (corpora.flairhub.weight=2)."""
+    text = override.removeprefix("--").removeprefix("config.")
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise _usage(f"{override!r} has no value; write --config.{key}=VALUE")
+    group: Any = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        group = _member(group, part, parts[: depth + 1], config)
+        if not isinstance(group, ConfigDict | tuple | list):
+            raise _usage(f"config.{'.'.join(parts[: depth + 1])} is a single value and has no key {parts[depth + 1]}")
+    last = parts[-1]
+    if isinstance(group, ConfigDict) and _is_open("." + ".".join(parts[:-1])):
+        group[last] = _typed(f"config.{key}", value, 0.0)
+        return
+    current = _member(group, last, parts, config)
+    if isinstance(current, ConfigDict) or key == "corpora":
+        raise _usage(f"config.{key} is a group of keys, not a value; set one of its keys")
+    if key == "traps.ltae_dropout":
+        group[last] = value if value == RECIPE else _typed(f"config.{key}", value, 0.0)
+        return
+    group[last] = _typed(f"config.{key}", value, current)
+
+
+def _member(group: Any, part: str, path: Sequence[str], config: ConfigDict) -> Any:
+    if isinstance(group, tuple | list):
+        for index, entry in enumerate(group):
+            if part in (entry.name, str(index)):
+                return entry
+        choices = [entry.name for entry in group]
+        raise _usage(f"no corpus {part!r} in this configuration; {close_names(part, choices)}")
+    if part not in group:
+        full = ".".join(path)
+        choices = [key for key, _ in _flat(config)]
+        raise _usage(f"no such key config.{full}; {close_names(full, choices)}")
+    return group[part]
+
+
+def _typed(key: str, text: str, current: Any) -> Any:
+    """`text` as the type of `current`."""
+    if isinstance(current, str):
+        return text
+    if isinstance(current, bool):
+        if text.lower() in ("true", "false", "1", "0", "yes", "no"):
+            return text.lower() in ("true", "1", "yes")
+        raise _usage(f"{key}={text!r}: expected true or false")
+    if isinstance(current, int | float):
+        kind = type(current)
+        try:
+            return kind(text)
+        except ValueError:
+            words = "a whole number" if kind is int else "a number"
+            raise _usage(f"{key}={text!r}: expected {words}") from None
+    try:
+        value = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)" if text else "()")
+        entries = tuple(value)
+        number = float if key.endswith("target_gsds") else int
+        return tuple(number(entry) for entry in entries)
+    except (ValueError, SyntaxError, TypeError):
+        raise _usage(f"{key}={text!r}: expected numbers separated by commas, e.g. 5,10,20") from None
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves as (dotted key, value); corpora by name."""
+    if isinstance(value, Mapping | ConfigDict):
+        for key in value:
+            yield from _flat(value[key], f"{prefix}{key}.")
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping | ConfigDict):
+        for entry in value:
+            yield from _flat(entry, f"{prefix}{entry['name']}.")
+    else:
+        yield prefix.rstrip("."), value
+
+
+def save_json(config: ConfigDict, path: Path) -> None:
+    """Writes plain(config) as JSON."""
+    path.write_text(json.dumps(plain(config), indent=1) + "\n")

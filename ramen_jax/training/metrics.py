@@ -1,0 +1,138 @@
+"""What a run reports: a line of JSON per step, TensorBoard curves, rates, time left, core-seconds."""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ramen_jax.console import duration
+
+WARMING_STEPS = 2  # the first steps of a process compile or fill queues: they stay out of the rates
+
+
+class Metrics:
+    """metrics.jsonl (every step) and TensorBoard (every `every` steps) of one workdir.
+
+    Opening at `start` drops lines of later steps, which a killed run may have written after its last checkpoint. A
+    full disk loses lines, never the training: the first failure is kept in `failed`. Only the `primary` process writes.
+    """
+
+    def __init__(self, workdir: Path, start: int, every: int, tensorboard: bool, primary: bool = True) -> None:
+        self.path = workdir / "metrics.jsonl"
+        self.every = every
+        self.failed = ""
+        self._file: Any = None
+        self._board: Any = None
+        if not primary:
+            return
+        _cut(self.path, start)
+        self._file = self.path.open("a")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+
+    def write(self, step: int, values: Mapping[str, Any], *, board: bool = False) -> None:
+        """Appends {"step": step, **values}; numbers go to TensorBoard too, every `every` steps or when `board`."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            if self._board is not None and (board or step % self.every == 0):
+                for name, value in values.items():
+                    if isinstance(value, int | float) and math.isfinite(value):
+                        self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self.failed = self.failed or f"{type(error).__name__}: {error}"
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            self.failed = self.failed or f"{type(error).__name__}: {error}"
+
+
+def _cut(path: Path, start: int) -> None:
+    """Keeps the lines of steps before `start`; a half-written last line goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl (or of the one in a workdir)."""
+    path = Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Clock:
+    """Time and throughput of a training, across interruptions.
+
+    `core_seconds` counts devices x seconds spent in steps, by device kind, and travels in the checkpoint.
+    """
+
+    def __init__(self, devices: int, kind: str, saved: Mapping[str, Any] | None = None, window: int = 50) -> None:
+        self.devices, self.kind = devices, kind
+        self.core_seconds: dict[str, float] = dict((saved or {}).get("core_seconds", {}))
+        self._ticks = 0
+        self._last = time.monotonic()
+        self._window: deque[tuple[float, float, float, float]] = deque(maxlen=window)
+
+    def saved(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {"core_seconds": dict(self.core_seconds)}
+
+    def tick(self, views: float, tokens: float, padded: float) -> float:
+        """Ends a step that trained `views` views, `tokens` real tokens, `padded` including padding. Returns seconds."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        self.core_seconds[self.kind] = self.core_seconds.get(self.kind, 0.0) + seconds * self.devices
+        self._ticks += 1
+        if self._ticks > WARMING_STEPS:
+            self._window.append((seconds, views, tokens, padded))
+        return seconds
+
+    def pause(self) -> None:
+        """What happened since the last tick (compilation, validation) is no step: it counts nowhere."""
+        self._last = time.monotonic()
+
+    def rates(self) -> dict[str, float]:
+        """views/s, tokens/s real and with padding, and seconds per step over the last steps; empty at first."""
+        seconds = sum(entry[0] for entry in self._window)
+        if not seconds:
+            return {}
+        names = ("samples_per_second", "tokens_per_second", "padded_tokens_per_second")
+        sums = (sum(entry[index] for entry in self._window) for index in (1, 2, 3))
+        rates = {name: total / seconds for name, total in zip(names, sums, strict=True)}
+        return {**rates, "step_seconds": seconds / len(self._window)}
+
+    def line(self, loss: float, steps_left: int) -> str:
+        """`loss 0.93 · 41 samples/s · 30,000 tokens/s (97 % real) · 2 h 07 min left`."""
+        rates = self.rates()
+        parts = [f"loss {loss:.5g}"]
+        if rates:
+            real = rates["tokens_per_second"] / max(rates["padded_tokens_per_second"], 1e-9)
+            parts.append(f"{rates['samples_per_second']:.3g} samples/s")
+            parts.append(f"{rates['tokens_per_second']:,.0f} tokens/s ({real:.0%} real)")
+            parts.append(f"{duration(rates['step_seconds'] * steps_left)} left")
+        return " · ".join(parts)
