@@ -7,6 +7,7 @@ numbers come out of every NumPy version and CPU (raw bits of Philox, integer ari
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,9 +20,8 @@ def combine(*parts: int | str) -> int:
     """A 64-bit key from integers and texts; a change in any part changes the key."""
     key = 0
     for part in parts:
-        if isinstance(part, str):
-            part = int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "little")
-        key = _splitmix(key ^ _splitmix((part + _GOLDEN) & _MASK))
+        number = _text_key(part) if isinstance(part, str) else part
+        key = _splitmix(key ^ _splitmix((number + _GOLDEN) & _MASK))
     return key
 
 
@@ -46,7 +46,7 @@ def permute(index: np.ndarray | int, size: int, key: int) -> np.ndarray:
         raise ValueError(f"index {int(result.max())} does not exist in a permutation of {size}")
     half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
-    keys = [np.uint64(combine(key, r)) for r in range(_ROUNDS)]
+    keys = _round_keys(key)
     outside = np.arange(result.size)
     while outside.size:
         left, right = result[outside] >> half, result[outside] & low
@@ -56,6 +56,16 @@ def permute(index: np.ndarray | int, size: int, key: int) -> np.ndarray:
         result[outside] = walked
         outside = outside[walked >= size]
     return result.astype(np.int64)
+
+
+@lru_cache(maxsize=256)
+def _text_key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+@lru_cache(maxsize=256)
+def _round_keys(key: int) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(combine(key, r)) for r in range(_ROUNDS))
 
 
 def _splitmix(x: int) -> int:
