@@ -128,7 +128,7 @@ class CorpusSpec:
 
 
 def encode(sample: Sample) -> bytes:
-    """Packs a sample losslessly (not yet compressed: ArrayRecord does that). Errors: ValueError on non-finite pixels."""
+    """Packs a sample losslessly (ArrayRecord will compress it). Errors: ValueError on non-finite pixels."""
     buffers: list[bytes] = []
     images = {}
     for name, image in sample.images.items():

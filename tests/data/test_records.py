@@ -115,7 +115,7 @@ def test_big_endian_values_are_stored_by_value():
 def test_encode_refuses_non_finite_pixels():
     sample = make_sample(1, "float32")
     sample.images["s2"].values[0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="place 1.*s2.*NaN or infinite"):
+    with pytest.raises(ValueError, match=r"place 1.*s2.*NaN or infinite"):
         records.encode(sample)
 
 
@@ -176,9 +176,9 @@ def test_statistics_follow_the_variant(tmp_path):
     write_prepared(tmp_path)
     corpus = Prepared(tmp_path)
     mean, std = corpus.statistics(corpus[0], "s2")
-    assert mean.tolist() == [5.0, 6.0] and std.tolist() == [1.0, 2.0]
+    assert (mean.tolist(), std.tolist()) == ([5.0, 6.0], [1.0, 2.0])
     mean, std = corpus.statistics(Sample("x", {}), "s2")
-    assert mean.tolist() == [10.0, 0.0] and std.tolist() == [2.0, 1.0]
+    assert (mean.tolist(), std.tolist()) == ([10.0, 0.0], [2.0, 1.0])
 
 
 def test_wrong_folders_are_named(tmp_path):
@@ -211,7 +211,7 @@ def test_changed_shards_are_refused(tmp_path):
     with pytest.raises(ValueError, match="probe-0: content differs"):
         Prepared(tmp_path).verify()
     path.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="probe-0: .* bytes, the manifest says"):
+    with pytest.raises(ValueError, match=r"probe-0: .* bytes, the manifest says"):
         Prepared(tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match="probe-0: missing"):

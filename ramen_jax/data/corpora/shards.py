@@ -1,0 +1,201 @@
+"""Shards of a prepared corpus: cutting the work, and writing it in parallel, restartable processes.
+
+A shard is written under a temporary name together with a part file (ids, statistics, rejected items); both appear by
+renaming, so whatever is there is complete and is not done again. What a shard holds depends on the corpus alone,
+never on the number of processes or on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import concurrent.futures.process
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer, file_adapters, writer
+
+from ramen_jax import console
+from ramen_jax.console import UserError
+from ramen_jax.data import records
+from ramen_jax.data.corpora import BadItem, Corpus, check_sample, open_corpus
+from ramen_jax.data.records import EVERY_VARIANT, ModalitySpec, Sample
+from ramen_jax.data.statistics import BandStatistics
+
+SHARD_BYTES = 128 * 2**20  # of raw pixels, roughly; one process holds one shard in memory
+USUAL_DATES = 60  # of a time series whose length is not known before it is read
+
+
+def features() -> tfds.features.FeaturesDict:
+    """A dataset entry: its id, and the sample as `ramen_jax.data.records.decode` reads it."""
+    return tfds.features.FeaturesDict(
+        {"id": tfds.features.Text(), "record": tfds.features.Tensor(shape=(), dtype=np.object_)}
+    )
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard: which items of which corpus, and where its part file goes. Small enough to send to any worker."""
+
+    description: Mapping[str, Any]
+    source: str
+    split: str
+    items: tuple[str, ...]
+    part: str  # path without suffix
+
+    def __call__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, entry) of every sample; after the last one the part file is written."""
+        corpus = _opened(json.dumps(self.description), self.source)
+        ids: list[str] = []
+        rejected: list[dict[str, str]] = []
+        statistics: dict[str, dict[str, BandStatistics]] = {}
+        shapes = {spec.name: {"max_dates": 1, "has_valid": False} for spec in corpus.modalities}
+        for item in self.items:
+            for sample in _read(corpus, item, self.split, rejected):
+                ids.append(sample.id)
+                _account(sample, corpus.modalities, statistics, shapes)
+                yield sample.id, {"id": sample.id, "record": records.encode(sample)}
+        content = {
+            "ids": ids,
+            "rejected": rejected,
+            "shapes": shapes,
+            "statistics": {
+                modality: {variant: values.to_dict() for variant, values in variants.items()}
+                for modality, variants in statistics.items()
+            },
+        }
+        records.write_json(Path(self.part + ".json"), content)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(description: str, source: str) -> Corpus:
+    """The corpus, kept open from shard to shard: its index may be large."""
+    return open_corpus(json.loads(description), Path(source))
+
+
+def _read(corpus: Corpus, item: str, split: str, rejected: list[dict[str, str]]) -> list[Sample]:
+    """The good samples of an item; the others are listed with file and cause."""
+    good = []
+    try:
+        for sample in corpus.read(item, split):
+            try:
+                check_sample(sample, corpus.modalities, sample.id)
+                good.append(sample)
+            except BadItem as error:
+                rejected.append(rejection(split, item, error))
+    except BadItem as error:
+        rejected.append(rejection(split, item, error))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # A library met something in a damaged file that the reader did not foresee: the same quarantine.
+        rejected.append(rejection(split, item, BadItem(item, f"{type(error).__name__}: {error}")))
+    return good
+
+
+def rejection(split: str, item: str, error: BadItem) -> dict[str, str]:
+    return {"split": split, "item": item, "file": error.file, "cause": error.cause}
+
+
+def _account(
+    sample: Sample,
+    modalities: Sequence[ModalitySpec],
+    statistics: dict[str, dict[str, BandStatistics]],
+    shapes: dict[str, dict[str, Any]],
+) -> None:
+    variant = sample.extra.get("variant", {})
+    for spec in modalities:
+        image = sample.images[spec.name]
+        shapes[spec.name]["max_dates"] = max(shapes[spec.name]["max_dates"], len(image.dates))
+        shapes[spec.name]["has_valid"] |= image.valid is not None
+        for name in {EVERY_VARIANT, variant.get(spec.name, EVERY_VARIANT)}:
+            of_modality = statistics.setdefault(spec.name, {})
+            if name not in of_modality:
+                of_modality[name] = BandStatistics.empty(len(spec.sensor.bands))
+            of_modality[name].add(image)
+
+
+def write_shard(job: ShardJob) -> None:
+    """Writes the shard and its part file, unless both are there. Runs in worker processes."""
+    shard, part = Path(job.part + ".array_record"), Path(job.part + ".json")
+    if shard.is_file() and part.is_file():
+        return
+    entry = features()
+    shard_writer = writer.ShardWriter(
+        features=entry,
+        serializer=example_serializer.ExampleSerializer(entry.get_serialized_info()),
+        example_writer=writer.ExampleWriter(file_adapters.FileFormat.ARRAY_RECORD),
+    )
+    unfinished = shard.with_name(f"{shard.name}.{os.getpid()}.part")
+    shard_writer.write(job(), unfinished)
+    os.replace(unfinished, shard)
+
+
+def plan_shards(
+    description: Mapping[str, Any], corpus: Corpus, items: Mapping[str, Sequence[str]], parts: Path
+) -> dict[str, list[ShardJob]]:
+    """Items cut into shards of about SHARD_BYTES: a function of the corpus alone, not of workers or machine."""
+    per_sample = sum(
+        spec.height
+        * spec.width
+        * len(spec.sensor.bands)
+        * np.dtype(spec.dtype).itemsize
+        * (USUAL_DATES if spec.series else 1)
+        for spec in corpus.modalities
+    )
+    per_shard = max(1, SHARD_BYTES // (per_sample * corpus.samples_per_item))
+    jobs: dict[str, list[ShardJob]] = {}
+    for split, members in items.items():
+        starts = range(0, len(members), per_shard)
+        jobs[split] = [
+            ShardJob(
+                dict(description),
+                str(corpus.source),
+                split,
+                tuple(members[start : start + per_shard]),
+                str(parts / f"{split}-{index:05d}"),
+            )
+            for index, start in enumerate(starts)
+        ]
+    return jobs
+
+
+def run_all(jobs: Sequence[ShardJob], workers: int, name: str) -> None:
+    """Writes all shards, `workers` processes at a time, with a progress bar over items."""
+    total = sum(len(job.items) for job in jobs)
+    with console.progress(total, f"prepare {name}", "items") as progress:
+        if workers <= 1 or len(jobs) <= 1:
+            for job in jobs:
+                write_shard(job)
+                progress.advance(len(job.items))
+            return
+        # Spawned, not forked: GDAL and HDF5 keep state that does not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+            running = {pool.submit(write_shard, job): len(job.items) for job in jobs}
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    future.result()
+                    progress.advance(running[future])
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise UserError(
+                    f"prepare {name}: a worker process died, perhaps for lack of memory; run it again with fewer "
+                    "--workers, finished shards are kept"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def place_file(source: Path, target: Path) -> None:
+    """Puts a finished file under a second name, without copying where the file system can."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,215 @@
+"""Original files -> a prepared corpus: ArrayRecord shards, manifest with statistics and fingerprint.
+
+    python -m ramen_jax.prepare --corpus flairhub --source DIR --output DIR [--workers N] [--runner NAME]
+
+Killed half-way and started again, it goes on where it was and ends with the same shards. Files that cannot be used
+are listed with their cause in OUTPUT/rejected.jsonl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ramen_jax import console
+from ramen_jax.console import USAGE, UserError
+from ramen_jax.data import records
+from ramen_jax.data.corpora import load_description, settings_of
+from ramen_jax.data.records import MANIFEST, Prepared
+
+_EXAMPLES = """\
+  python -m ramen_jax.prepare --corpus flairhub --source /data/flairhub/data --output /data/prepared/flairhub
+  python -m ramen_jax.prepare --corpus mmearth --source /data/MMEarth64 --output /data/prepared/mmearth --workers 32
+  python -m ramen_jax.prepare --corpus my_places.yaml --source rasters --output prepared --set crop=128
+  python -m ramen_jax.prepare --verify --output /data/prepared/flairhub
+  python -m ramen_jax.prepare --corpus worldstrat --source DIR --output DIR --runner DataflowRunner \\
+      --beam-options=--project=mine,--region=europe-west4   (needs `pip install apache-beam`)"""
+
+
+def prepare(
+    entry: Mapping[str, Any],
+    output: str | os.PathLike[str],
+    workers: int | None = None,
+    runner: str | None = None,
+    beam_options: Sequence[str] = (),
+) -> Path:
+    """Prepares a corpus unless `output` already holds it; returns the folder.
+
+    Args:
+      entry: `name`, `kind` or `spec` (YAML file or name of a shipped one), `source`, and under `options` what
+        overrides the description. `source` may hold environment variables. Other keys are not looked at.
+      output: folder for manifest.json and the shards.
+      workers: processes; None = one per processor.
+      runner: name of an Apache Beam runner that does the work instead.
+
+    Errors: UserError when the description or the source is wrong, when no good sample is left, or when `output`
+    holds this corpus prepared with other settings.
+    """
+    folder = Path(output)
+    description = describe(entry)
+    if (folder / MANIFEST).is_file():
+        _check_settings(folder, description)
+        return folder
+    source = _source(entry, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    build, parts = folder / ".build", folder / ".parts"
+    shutil.rmtree(build, ignore_errors=True)
+    _build(description, source, build, parts, workers or os.cpu_count() or 1, runner, beam_options)
+    shutil.rmtree(build)
+    shutil.rmtree(parts)
+    return folder
+
+
+def _build(
+    description: Mapping[str, Any],
+    source: Path,
+    build: Path,
+    parts: Path,
+    workers: int,
+    runner: str | None,
+    beam_options: Sequence[str],
+) -> None:
+    """Runs the TFDS builder in `build` and moves its files one folder up, the manifest last."""
+    # Imported here: TFDS takes a second, and a run whose corpus is prepared never needs it.
+    import tensorflow_datasets as tfds
+
+    from ramen_jax.data.corpora.builder import builder_class
+
+    tfds.disable_progress_bar()
+    builder = builder_class(description["name"])(
+        description=description, source=source, parts=parts, workers=workers, data_dir=build
+    )
+    config = tfds.download.DownloadConfig(manual_dir=source, **_beam(runner, beam_options))
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads that there are none of
+        builder.download_and_prepare(download_config=config)
+    files = sorted(Path(builder.data_dir).iterdir(), key=lambda path: path.name == MANIFEST)
+    for path in files:
+        os.replace(path, build.parent / path.name)
+
+
+def describe(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The full description of a corpus entry: its spec, then its own kind and name, then its options."""
+    description = load_description(entry["spec"]) if entry.get("spec") else {}
+    for key in ("kind", "name"):
+        if entry.get(key):
+            description[key] = entry[key]
+    description.update(entry.get("options") or {})
+    if "kind" not in description:
+        raise UserError(f"corpus {entry.get('name')!r}: give kind, or spec with a YAML file", USAGE)
+    return {"name": description["kind"], **description}
+
+
+def _source(entry: Mapping[str, Any], description: Mapping[str, Any]) -> Path:
+    text = os.path.expandvars(str(entry.get("source") or ""))
+    if "$" in text:
+        raise UserError(
+            f"corpus {description['name']}: source {text} names an environment variable that is not set"
+        )
+    if not text and description["kind"] != "synthetic":
+        raise UserError(
+            f"corpus {description['name']}: source is missing, the folder of its original files", USAGE
+        )
+    return Path(text).expanduser().absolute()
+
+
+def _check_settings(folder: Path, description: Mapping[str, Any]) -> None:
+    manifest = records.read_manifest(folder)
+    found, expected = manifest["settings"], settings_of(description)
+    if manifest["name"] != description["name"]:
+        found, expected = {"name": manifest["name"]}, {"name": description["name"]}
+    differing = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
+    if differing:
+        changes = ", ".join(
+            f"{key}: {found.get(key)!r} there, {expected.get(key)!r} asked for" for key in differing
+        )
+        raise UserError(
+            f"{folder} holds corpus {manifest['name']} prepared with other settings ({changes}); "
+            "delete it or choose another folder"
+        )
+
+
+def _beam(runner: str | None, options: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of tfds.download.DownloadConfig that hand the work to Apache Beam."""
+    if runner is None:
+        return {}
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import create_runner
+    except ImportError as error:
+        raise UserError("--runner needs Apache Beam: pip install apache-beam", USAGE) from error
+    try:
+        return {"beam_runner": create_runner(runner), "beam_options": PipelineOptions(list(options))}
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--runner {runner}: {error}", USAGE) from error
+
+
+def _verify(folder: Path) -> None:
+    for split in records.read_manifest(folder)["splits"]:
+        Prepared(folder, split).verify()
+
+
+def _report(folder: Path) -> str:
+    manifest = records.read_manifest(folder)
+    splits = ", ".join(f"{name} {entry['samples']:,}" for name, entry in manifest["splits"].items())
+    rejected = (
+        f"; {manifest['rejected']} rejected, see {folder / 'rejected.jsonl'}" if manifest["rejected"] else ""
+    )
+    return (
+        f"{manifest['name']}: {splits} samples in {folder}{rejected}\nfingerprint {manifest['fingerprint']}"
+    )
+
+
+def run() -> None:
+    parser = console.parser(
+        "prepare", "Original files to ArrayRecord shards, manifest and statistics.", _EXAMPLES
+    )
+    parser.add_argument("--corpus", help="name of a shipped description (configs/corpora), or a YAML file")
+    parser.add_argument("--source", help="folder of the original files")
+    parser.add_argument("--output", required=True, help="folder for manifest.json and the shards")
+    parser.add_argument("--workers", type=int, help="processes (default: one per processor)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the description"
+    )
+    parser.add_argument("--runner", help="Apache Beam runner to hand the work to, such as DirectRunner")
+    parser.add_argument("--beam-options", default="", help="pipeline options for the runner, comma separated")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash every shard of OUTPUT against its manifest"
+    )
+    arguments = parser.parse_args()
+    folder = Path(arguments.output)
+    try:
+        if arguments.verify:
+            _verify(folder)
+        elif not arguments.corpus:
+            raise UserError("--corpus is missing (a shipped name or a YAML file)", USAGE)
+        else:
+            entry = {
+                "spec": arguments.corpus,
+                "source": arguments.source,
+                "options": dict(_option(text) for text in arguments.set),
+            }
+            beam_options = [text for text in arguments.beam_options.split(",") if text]
+            prepare(entry, folder, arguments.workers, arguments.runner, beam_options)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    print(_report(folder))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected KEY=VALUE", USAGE)
+    return key, yaml.safe_load(value)
+
+
+if __name__ == "__main__":
+    console.main(run)
