@@ -4,6 +4,9 @@ A view is a CLS token followed by the tokens of its kept modalities, contiguous 
 decoder row. Its mask is the reference's (RAMEN_MAE.py, `random_masking`): argsort of one noise value per token
 over the concatenated modalities; the first int(L * (1 - mask_ratio)) tokens stay visible.
 
+Inside the batch, modalities are numbered and listed in the order of their sorted names: JAX sorts the keys of every
+dictionary, so this is the order that a traced program sees. (Capacities follow the corpus's order.)
+
 numpy only, one pass per view, no work per token in Python: this runs on the cores that feed the accelerator.
 
 Shape letters as in `ramen_jax.data.batch`.
@@ -142,10 +145,7 @@ def pack(
             stack.let_in_zero_frames(per_row=short_series == "row")
     if counters is not None and tokens.moved:
         counters["moved_tokens"] = counters.get("moved_tokens", 0) + tokens.moved
-    images = {
-        m.name: s.images(tokens.lists[i])
-        for i, (m, s) in enumerate(zip(spec.modalities, stacks, strict=True))
-    }
+    images = {name: stacks[i].images(tokens.lists[i]) for name, i in sorted(tokens.index.items())}
     return tokens.rows(images)
 
 
@@ -212,7 +212,10 @@ class _TokenWriter:
         rows, encoder, decoder = capacity.rows, capacity.encoder_length, capacity.decoder_length
         self.capacity, self.temporal, self.mask_ratio = capacity, temporal, mask_ratio
         self.index = {m.name: i for i, m in enumerate(spec.modalities)}
-        self.offsets = np.concatenate([[0], np.cumsum(capacity.encoder_tokens)])
+        by_name = [i for _, i in sorted(self.index.items())]
+        self.number = np.argsort(by_name)  # of a modality of the corpus, in the batch
+        lengths = np.array(capacity.encoder_tokens)[by_name]
+        self.offsets = (np.cumsum(lengths) - lengths)[self.number]
         self.moved = 0
         self.encoder_segment = np.zeros((rows, encoder), np.int32)
         self.encoder_feature = np.full((rows, encoder), -1, np.int32)
@@ -256,7 +259,7 @@ class _TokenWriter:
         self.encoder_coords[row, e + 1 : self.e] = coords[visible % count]
         self.decoder_segment[row, d : self.d] = segment
         self.decoder_coords[row, d + 1 : self.d] = np.tile(coords, (len(modalities), 1))
-        self.decoder_modality[row, d + 1 : self.d] = np.repeat(modalities, count)
+        self.decoder_modality[row, d + 1 : self.d] = np.repeat(self.number[modalities], count)
         self.decoder_encoder[row, d] = e
         self.decoder_encoder[row, d + 1 + visible] = np.arange(e + 1, self.e, dtype=np.int32)
 
