@@ -25,7 +25,8 @@ import numpy as np
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.data import synthetic_materials as materials
 from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
-from ramen_jax.data.synthetic_scene import LANDSCAPES, Scene
+from ramen_jax.data.synthetic_ground import LANDSCAPES
+from ramen_jax.data.synthetic_scene import Scene
 from ramen_jax.sensors import Band, Sensor, sensor
 
 LABEL_SCHEMES = ("cosia", "worldcover", "lpis", "material")
@@ -170,11 +171,11 @@ def render_place(seed: int, place: int, spec: CorpusSpec) -> Sample:
       spec: of `corpus_spec`, or any other: band meanings, GSD, sizes, dtypes, series and `has_valid` are honoured.
 
     Returns a Sample: images in the spec's order, location, and in `extra`
-      landscape (a key of synthetic_scene.LANDSCAPES), label (its number),
+      landscape (a key of synthetic_ground.LANDSCAPES), label (its number),
       worldcover ({class: share of the ground}), clouds ({modality: cloud share per date}), variant (MMEarth: l1c, l2a).
     Errors: UserError on units that cannot be rendered, naming the sensor.
     """
-    return _View(scene_of(seed, place, spec), spec).sample(f"synthetic-{seed}-{place:07d}")
+    return Place(seed, place, spec).sample()
 
 
 def render_labels(
@@ -204,49 +205,55 @@ class SyntheticCorpus(Sequence[Sample]):
         return render_place(self.seed, self.first_place + index % len(self), self.spec)
 
 
-class _View:
-    """A scene seen by the sensors of one spec."""
+class Place:
+    """One place seen by the sensors of a spec; `render_place` for callers who also want the scene and the clouds.
 
-    def __init__(self, scene: Scene, spec: CorpusSpec) -> None:
-        self.scene, self.spec, self.recipe = scene, spec, recipe(spec)
-        rng = scene.generator("dates")
+    Attributes:
+      scene: the ground.
+      level: "l1c" or "l2a", of single-date Sentinel-2.
+      cloud: opacity [T, H, W] (0..1) of each optical modality, filled by `sample`.
+    """
+
+    def __init__(self, seed: int, place: int, spec: CorpusSpec, how: Recipe | None = None) -> None:
+        self.spec, self.recipe = spec, how or recipe(spec)
+        self.scene = scene_of(seed, place, spec)
+        self.cloud: dict[str, np.ndarray] = {}
+        rng = self.scene.generator("dates")
         self.day = int(rng.integers(110, 280))  # the one season of all single-date images
         self.level = "l1c" if rng.random() < self.recipe.toa_share else "l2a"
         self.missing_orbit = ""
         if rng.random() < self.recipe.missing_orbit:
             self.missing_orbit = "asc" if rng.random() < 0.5 else "des"
 
-    def sample(self, name: str) -> Sample:
-        images, clouds = {}, {}
-        for modality in self.spec.modalities:
-            images[modality.name], share_T = self._image(modality)
-            if share_T is not None:
-                clouds[modality.name] = [round(float(share), 3) for share in share_T]
+    def sample(self) -> Sample:
+        images = {modality.name: self._image(modality) for modality in self.spec.modalities}
         classes, counts = np.unique(
-            np.array([m.worldcover for m in materials.MATERIALS.values()])[self.scene.cover_hxw],
-            return_counts=True,
+            self.scene.labels(*self.scene.shape, self.scene.gsd, "worldcover"), return_counts=True
         )
         extra = {
             "landscape": self.scene.landscape,
             "label": list(LANDSCAPES).index(self.scene.landscape),
             "worldcover": {str(c): round(float(n / counts.sum()), 4) for c, n in zip(classes, counts)},
-            "clouds": clouds,
+            "clouds": {
+                name: np.round(cloud.mean((1, 2), dtype=np.float64), 3).tolist()
+                for name, cloud in self.cloud.items()
+            },
         }
         if self.recipe.toa_share:
             extra["variant"] = {"s2": self.level}
-        return Sample(name, images, self.scene.location, extra)
+        seed, place = self.scene.key
+        return Sample(f"synthetic-{seed}-{place:07d}", images, self.scene.location, extra)
 
-    def _image(self, modality: ModalitySpec) -> tuple[Image, np.ndarray | None]:
+    def _image(self, modality: ModalitySpec) -> Image:
         seen_by = modality.sensor
         rng = self.scene.generator(modality.name)
         days_T = self._days(rng, modality)
         physical = np.zeros((len(days_T), len(seen_by.bands), modality.height, modality.width), np.float32)
         kinds = {band.kind for band in seen_by.bands}
         absent = np.array([self._is_absent(band) for band in seen_by.bands])
-        share_T = None
         if "optical" in kinds:
             channels = [band.kind == "optical" for band in seen_by.bands]
-            physical[:, channels], share_T = self._optical(rng, modality, days_T)
+            physical[:, channels] = self._optical(rng, modality, days_T)
         if "radar" in kinds:
             self._radar(rng, modality, days_T, physical)
         for channel, band in enumerate(seen_by.bands):
@@ -262,7 +269,7 @@ class _View:
         valid = self._swath(rng, modality, len(days_T)) if modality.has_valid else None
         if valid is not None:
             values *= valid[:, None]
-        return Image(values, days_T.astype(np.int16), ~absent, valid), share_T
+        return Image(values, days_T.astype(np.int16), ~absent, valid)
 
     def _days(self, rng: np.random.Generator, modality: ModalitySpec) -> np.ndarray:
         """Days of the year, increasing: one, or an irregular series of a 5 or 6 day revisit."""
@@ -288,10 +295,8 @@ class _View:
             and 1350 <= band.wavelength_nm <= 1400
         )
 
-    def _optical(
-        self, rng: np.random.Generator, modality: ModalitySpec, days_T: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Reflectance [T, C optical, H, W] with clouds and noise, and the cloud share [T]."""
+    def _optical(self, rng: np.random.Generator, modality: ModalitySpec, days_T: np.ndarray) -> np.ndarray:
+        """Reflectance [T, C optical, H, W] with clouds and noise."""
         seen_by = modality.sensor
         eyes = seen_by.select([band.name for band in seen_by.bands if band.kind == "optical"])
         toa = self.level == "l1c" and self.recipe.toa_share > 0
@@ -306,7 +311,8 @@ class _View:
             ground = ground * (1 - 0.45 * shadow) * (1 - alpha) + alpha * bright
         noise = rng.standard_normal(ground.shape, dtype=np.float32)
         ground += noise * (0.0015 + 0.006 * ground)
-        return np.maximum(ground, 0.0), cloud_TxHxW.mean((1, 2))
+        self.cloud[modality.name] = cloud_TxHxW
+        return np.maximum(ground, 0.0)
 
     def _radar(
         self, rng: np.random.Generator, modality: ModalitySpec, days_T: np.ndarray, out: np.ndarray
