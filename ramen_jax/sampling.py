@@ -1,7 +1,8 @@
 """Where resolution is decided: the 1-D matrices between pixels and tokens.
 
 Every change of resolution in RAMEN is separable, so it is two small matrices per image, one per axis. They are
-built here, on the host, in float64, and cached; the device only multiplies. Any target GSD, rectangular images
+built here, on the host, in float64 (source coordinates of the reference policy in float32, as PyTorch forms
+them), and cached; the device only multiplies. Any target GSD, rectangular images
 and a GSD per modality are therefore data, not code.
 
 Words: `pixels` is a count along one axis, `native_gsd` and `target_gsd` are metres, `grid` is the number of
@@ -130,13 +131,17 @@ def _reference(size: int, expected: int, step: float, target_step: float) -> np.
             f"{size} samples of {step:g} m resized to {target_step:g} m leave nothing; the reference rule "
             "truncates, use a smaller target GSD or the sampling policy 'metric'"
         )
-    if first == size:
-        matrix = np.eye(size)
-    else:
-        matrix = _bilinear((np.arange(first) + 0.5) / factor - 0.5, size)
+    matrix = np.eye(size) if first == size else _bilinear(_float32_centres(first, 1.0 / factor), size)
     if first != expected:
-        matrix = _bilinear((np.arange(expected) + 0.5) * (first / expected) - 0.5, first) @ matrix
+        matrix = _bilinear(_float32_centres(expected, first / expected), first) @ matrix
     return matrix
+
+
+def _float32_centres(count: int, step: float) -> np.ndarray:
+    """Source coordinates of `count` samples, rounded to float32 at each operation as PyTorch does."""
+    half = np.float32(0.5)
+    centres = (np.arange(count, dtype=np.float32) + half) * np.float32(step) - half
+    return centres.astype(np.float64)
 
 
 def _metric(size: int, expected: int, step: float, target_step: float) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""From image slots to tokens and back: normalisation, sampling, gathering and scattering.
+
+All in float32. The helpers take one modality's `Images` (see ramen_jax.data.batch for the shape letters).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ramen_jax.data.batch import FRAME_NONE, FRAME_REAL, Images
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def normalised(images: Images) -> jax.Array:
+    """(values - mean) / std, exactly 0 for absent bands, missing frames and invalid pixels: [R,S,T,C,H,W]."""
+    values = images.values_RxSxTxCxHxW.astype(jnp.float32)
+    mean = images.mean_RxSxC[:, :, None, :, None, None]
+    std = images.std_RxSxC[:, :, None, :, None, None]
+    return jnp.where(observed(images), (values - mean) / std, 0.0)
+
+
+def observed(images: Images) -> jax.Array:
+    """Which values were measured, broadcastable to [R,S,T,C,H,W]."""
+    real = (images.frames_RxSxT == FRAME_REAL)[:, :, :, None, None, None]
+    known = real & images.present_RxSxC[:, :, None, :, None, None]
+    if images.valid_RxSxTxHxW is not None:
+        known = known & images.valid_RxSxTxHxW[:, :, :, None, :, :]
+    return known
+
+
+def to_grid(values: jax.Array, images: Images) -> jax.Array:
+    """[R,S,T,C,H,W] pixels -> [R,S,T,C,G,G] tokens by the two sampling matrices."""
+    rows = jnp.einsum("rsgh,rstchw->rstcgw", images.down_rows_RxSxGxH, values, precision=HIGHEST)
+    return jnp.einsum("rskw,rstcgw->rstcgk", images.down_cols_RxSxGxW, rows, precision=HIGHEST)
+
+
+def to_pixels(grid: jax.Array, images: Images) -> jax.Array:
+    """[R,S,T,C,G,G] tokens -> [R,S,T,C,H,W] pixels by the two decoder matrices."""
+    cols = jnp.einsum("rswk,rstcgk->rstcgw", images.up_cols_RxSxWxG, grid, precision=HIGHEST)
+    return jnp.einsum("rshg,rstcgw->rstchw", images.up_rows_RxSxHxG, cols, precision=HIGHEST)
+
+
+def sampled(images: Images, missing: str) -> jax.Array:
+    """The resampled raw channels of every cell, [R,S,T,C,G,G].
+
+    With `missing: excluded` invalid pixels have no weight: a token is the weighted mean of the valid pixels it
+    reads, and 0 where there are none. With `missing: zeros` they are zeros among the others (the reference).
+    """
+    values = to_grid(normalised(images), images)
+    if missing == "zeros" or images.valid_RxSxTxHxW is None:
+        return values
+    valid = images.valid_RxSxTxHxW.astype(jnp.float32)[:, :, :, None]
+    weight = to_grid(valid, images)
+    return jnp.where(weight > 1e-6, values / jnp.maximum(weight, 1e-6), 0.0)
+
+
+def gather_cells(grid: jax.Array, slot_RxN: jax.Array, cell_RxN: jax.Array) -> jax.Array:
+    """[R,S,T,C,G,G] -> [R,N,T,C]: the cells that a token list names; padding entries (slot -1) are zero."""
+    rows, slots, dates, bands, side, _ = grid.shape
+    flat = jnp.transpose(grid, (0, 1, 4, 5, 2, 3)).reshape(rows, slots * side * side, dates, bands)
+    index = jnp.maximum(slot_RxN, 0) * side * side + cell_RxN
+    tokens = jnp.take_along_axis(flat, index[:, :, None, None], axis=1)
+    return jnp.where((slot_RxN >= 0)[:, :, None, None], tokens, 0.0)
+
+
+def scatter_cells(
+    tokens: jax.Array, slot_RxM: jax.Array, cell_RxM: jax.Array, slots: int, side: int
+) -> jax.Array:
+    """[R,M,T,C] -> [R,S,T,C,G,G]: the inverse of `gather_cells`; cells of no token are zero."""
+    rows, _, dates, bands = tokens.shape
+    cells = slots * side * side
+    index = jnp.where(slot_RxM >= 0, slot_RxM * side * side + cell_RxM, cells)
+    flat = jnp.zeros((rows, cells + 1, dates, bands), tokens.dtype)
+    flat = flat.at[jnp.arange(rows)[:, None], index].set(tokens)[:, :cells]
+    return jnp.transpose(flat.reshape(rows, slots, side, side, dates, bands), (0, 1, 4, 5, 2, 3))
+
+
+def gather_slots(per_slot: jax.Array, slot_RxN: jax.Array) -> jax.Array:
+    """[R,S,...] values of slots -> [R,N,...] values of tokens (slot 0 stands in for padding)."""
+    index = jnp.maximum(slot_RxN, 0).reshape(*slot_RxN.shape, *(1,) * (per_slot.ndim - 2))
+    return jnp.take_along_axis(per_slot, index, axis=1)
+
+
+def token_frames(images: Images, slot_RxN: jax.Array) -> jax.Array:
+    """[R,N,T] bool: the frames that exist for each token of a list (none for padding)."""
+    frames = gather_slots(images.frames_RxSxT != FRAME_NONE, slot_RxN)
+    return frames & (slot_RxN >= 0)[:, :, None]

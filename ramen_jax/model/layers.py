@@ -1,0 +1,52 @@
+"""The two layers everything is made of, with the official initialisation, and a loop that bounds memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# PyTorch's default for a linear layer: weight and bias uniform in +-1/sqrt(fan_in). RAMEN changes nothing of it.
+KERNEL_INIT = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+
+
+def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: Any = None) -> nnx.Linear:
+    """A linear layer [..., inputs] -> [..., outputs]; parameters float32, computed in `dtype`."""
+    bound = inputs**-0.5
+
+    def bias_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(inputs, outputs, kernel_init=KERNEL_INIT, bias_init=bias_init, dtype=dtype, rngs=rngs)
+
+
+def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs, dtype: Any = None) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, statistics in float32 by the two-pass formula."""
+    return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def in_chunks(
+    function: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], *, values_per_item: int, limit: int
+) -> jax.Array:
+    """`function(*arrays)` along axis 1, at most `limit` intermediate values at a time, recomputed backward.
+
+    `arrays` are [R, N, ...]; the function must treat the N items apart. `values_per_item` is the number of
+    intermediate values one item of one row needs. A short series at a coarse GSD runs in one piece.
+    """
+    rows, items = arrays[0].shape[:2]
+    pieces = -(-rows * items * values_per_item // limit)
+    if pieces <= 1:
+        return function(*arrays)
+    size = -(-items // pieces)
+    pieces = -(-items // size)
+    padding = pieces * size - items
+
+    def split(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, pieces, size, *array.shape[2:]), 1, 0)
+
+    result = jax.lax.map(lambda chunk: jax.checkpoint(function)(*chunk), tuple(split(a) for a in arrays))
+    return jnp.moveaxis(result, 0, 1).reshape(rows, pieces * size, *result.shape[3:])[:, :items]
