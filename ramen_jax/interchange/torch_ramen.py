@@ -35,10 +35,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 POLICIES = ("reference", "metric", "area")
+BATCH_NORM_EPS = 1e-5
+EXPERTS = 4
 TEMPORAL_HEADS = 16
 DATE_PERIOD = 367.0
 HEADS_BY_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-RADAR = tuple(f"{orbit}_{polarisation}" for orbit in ("asc", "des") for polarisation in ("vv", "vh", "hv", "hh"))
+RADAR = tuple(
+    f"{orbit}_{polarisation}" for orbit in ("asc", "des") for polarisation in ("vv", "vh", "hv", "hh")
+)
 ELEVATION = ("dsm", "dtm", "slope")
 
 
@@ -57,6 +61,13 @@ class Band:
         for value, known in ((self.radar, RADAR), (self.elevation, ELEVATION)):
             if value is not None and value not in known:
                 raise ValueError(f"band '{self.name}' says '{value}'; known are {', '.join(known)}")
+
+    @classmethod
+    def of(cls, name: str, meaning: float | str) -> Band:
+        """A band from its short form: a number is a wavelength in nm, a text a radar channel or an elevation."""
+        if not isinstance(meaning, str):
+            return cls(name, wavelength_nm=float(meaning))
+        return cls(name, elevation=meaning) if meaning in ELEVATION else cls(name, radar=meaning)
 
 
 @dataclass(frozen=True)
@@ -79,13 +90,15 @@ class Sensor:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Sensor:
-        """A sensor from plain data, as config.json holds it."""
+        """A sensor from plain data; bands as {name: nm, radar channel or elevation}, as config.json holds them."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(description) - known)
         if unknown:
             raise ValueError(f"sensor key {unknown[0]!r} is unknown; known are {', '.join(sorted(known))}")
         values = dict(description)
-        values["bands"] = tuple(Band(**band) for band in description["bands"])
+        values["bands"] = tuple(Band.of(name, meaning) for name, meaning in description["bands"].items())
+        if values.get("nodata") is not None:
+            values["nodata"] = float(values["nodata"])  # NaN and infinities are text in JSON
         for key in ("mean", "std", "plausible"):
             if values.get(key) is not None:
                 values[key] = tuple(float(value) for value in values[key])
@@ -114,10 +127,14 @@ class Geometry(NamedTuple):
     scale: dict[str, float]  # native GSD over target GSD
 
 
-def sine_cosine(position: Tensor, width: int) -> Tensor:
-    """[...] -> [..., width]: all sines, then all cosines, frequencies 10000^(-i / (width / 2))."""
+def sine_cosine(position: Tensor, width: int, precision: str = "float32") -> Tensor:
+    """[...] -> [..., width]: all sines, then all cosines, frequencies 10000^(-i / (width / 2)).
+
+    Precision bfloat16 rounds position and frequency first: how some weights were trained, never an improvement.
+    """
     exponent = torch.arange(width // 2, dtype=torch.float32, device=position.device) / (width / 2)
-    phase = position.float()[..., None] * (1.0 / 10000**exponent)
+    dtype = getattr(torch, precision)
+    phase = (position.float()[..., None].to(dtype) * (1.0 / 10000**exponent).to(dtype)).float()
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
@@ -151,7 +168,9 @@ def sampling_matrix(pixels: int, native_gsd: float, target_gsd: float, grid: int
     if policy == "reference":
         size = math.floor(pixels * factor)
         if size < 1:
-            raise ValueError(f"target GSD {target_gsd:g} m is larger than an image of {pixels * native_gsd:g} m")
+            raise ValueError(
+                f"target GSD {target_gsd:g} m is larger than an image of {pixels * native_gsd:g} m"
+            )
         if size == pixels:
             matrix = torch.eye(pixels, dtype=torch.float64)
         else:
@@ -177,9 +196,9 @@ def sampling_matrix(pixels: int, native_gsd: float, target_gsd: float, grid: int
 class Projector(nn.Module):
     """Band descriptions -> one D-vector per band; learned vectors for the names in `entries`."""
 
-    def __init__(self, width: int, entries: Sequence[str] = ()) -> None:
+    def __init__(self, width: int, entries: Sequence[str] = (), precision: str = "float32") -> None:
         super().__init__()
-        self.width = width
+        self.width, self.precision = width, precision
         for entry in entries:
             self.register_parameter(f"{entry}_param", nn.Parameter(0.02 * torch.randn(width)))
         self.mlp = nn.Sequential(
@@ -190,28 +209,30 @@ class Projector(nn.Module):
         if isinstance(descriptions[0], str):
             vectors = torch.stack([self.get_parameter(f"{entry}_param") for entry in descriptions])
         else:
-            wavelength = torch.tensor(descriptions, dtype=torch.float32, device=self.mlp[0].weight.device)
-            vectors = sine_cosine(wavelength, self.width)
+            device = self.get_parameter("mlp.0.weight").device
+            wavelength = torch.tensor(descriptions, dtype=torch.float32, device=device)
+            vectors = sine_cosine(wavelength, self.width, self.precision)
         return self.mlp(vectors)
 
 
 class Resampler(nn.Module):
     """A mixture of linear experts chosen by the change of scale."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, precision: str = "float32") -> None:
         super().__init__()
-        self.width = width
-        self.experts = nn.ModuleList([nn.Conv2d(width, width, kernel_size=1) for _ in range(4)])
-        self.mlp = nn.Sequential(nn.Linear(width, width // 4), nn.GELU(), nn.Linear(width // 4, 4))
+        self.width, self.precision = width, precision
+        self.experts = nn.ModuleList([nn.Conv2d(width, width, kernel_size=1) for _ in range(EXPERTS)])
+        self.mlp = nn.Sequential(nn.Linear(width, width // 4), nn.GELU(), nn.Linear(width // 4, EXPERTS))
         self.temperature = nn.Parameter(torch.tensor(0.7))
 
     def forward(self, scale: float) -> tuple[Tensor, Tensor]:
         """The mixture at `scale` as one residual map: weight [D out, D in] and bias [D]."""
         log_scale = torch.full((), math.log(scale), device=self.temperature.device)
-        gate = (self.mlp(sine_cosine(log_scale, self.width)) / self.temperature.clamp(min=1e-3)).softmax(dim=-1)
-        weight = sum(share * expert.weight[:, :, 0, 0] for share, expert in zip(gate, self.experts, strict=True))
-        bias = sum(share * expert.bias for share, expert in zip(gate, self.experts, strict=True))
-        return weight, bias
+        logits = self.mlp(sine_cosine(log_scale, self.width, self.precision))
+        gate = (logits / self.temperature.clamp(min=1e-3)).softmax(dim=-1)
+        weights = torch.stack([self.get_parameter(f"experts.{n}.weight") for n in range(EXPERTS)])
+        biases = torch.stack([self.get_parameter(f"experts.{n}.bias") for n in range(EXPERTS)])
+        return torch.tensordot(gate, weights[..., 0, 0], dims=1), gate @ biases
 
 
 class Heads(nn.Module):
@@ -239,7 +260,7 @@ class TemporalEncoder(nn.Module):
         super().__init__()
 
         def normalised(inner: int, outer: int) -> list[nn.Module]:
-            return [nn.Linear(inner, outer), nn.BatchNorm1d(outer), nn.ReLU()]
+            return [nn.Linear(inner, outer), nn.BatchNorm1d(outer, eps=BATCH_NORM_EPS), nn.ReLU()]
 
         self.inconv = nn.Sequential(*normalised(width, width))
         self.in_norm = nn.GroupNorm(TEMPORAL_HEADS, width)
@@ -257,9 +278,12 @@ class TemporalEncoder(nn.Module):
 
     def entry(self) -> tuple[Tensor, Tensor]:
         """The input layer and its BatchNorm as one affine map: weight [D out, D in], bias [D]."""
-        dense, norm = self.inconv[0], self.inconv[1]
-        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return dense.weight * gain[:, None], (dense.bias - norm.running_mean) * gain + norm.bias
+        gain = self.get_parameter("inconv.1.weight") * torch.rsqrt(
+            self.get_buffer("inconv.1.running_var") + BATCH_NORM_EPS
+        )
+        shift = self.get_parameter("inconv.0.bias") - self.get_buffer("inconv.1.running_mean")
+        weight = self.get_parameter("inconv.0.weight") * gain[:, None]
+        return weight, shift * gain + self.get_parameter("inconv.1.bias")
 
     def forward(self, x_BxTxNxD: Tensor, day_BxT: Tensor, frame_BxT: Tensor | None) -> Tensor:
         """Features before the input ReLU -> [B, N, D]; only frames that are True count."""
@@ -280,7 +304,9 @@ class TemporalEncoder(nn.Module):
 
         score_BxTxNxG = y_BxTxNxGxK.flatten(3) @ self.attention_heads.folded()
         if frame_BxT is not None:
-            score_BxTxNxG = score_BxTxNxG.masked_fill(~frame_BxT[:, :, None, None], torch.finfo(torch.float32).min)
+            score_BxTxNxG = score_BxTxNxG.masked_fill(
+                ~frame_BxT[:, :, None, None], torch.finfo(torch.float32).min
+            )
         share_BxTxNxG = score_BxTxNxG.float().softmax(dim=1).to(y_BxTxNxGxK.dtype)
         pooled_BxNxD = (share_BxTxNxG[..., None] * y_BxTxNxGxK).sum(dim=1).flatten(2)
         return self.mlp(pooled_BxNxD.flatten(0, 1)).view(batch, tokens, width)
@@ -330,7 +356,8 @@ class RamenEncoder(nn.Module):
 
     Args:
         config: "model" (embed_dim, depth, num_heads, mlp_ratio = 4, block_eps = 1e-6, kinds = optical, radar and
-            elevation), "sampling" (reference, metric or area), "sensors" {modality or sensor name: description}.
+            elevation), "sampling" (reference, metric or area), "missing" (zeros, or excluded: a token is the mean of
+            the measured pixels it reads), "encodings" (float32, bfloat16), "sensors" {"corpus/modality": description}.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -338,22 +365,28 @@ class RamenEncoder(nn.Module):
         sizes = config["model"]
         width = sizes["embed_dim"]
         if width % TEMPORAL_HEADS or width % sizes["num_heads"] or width % 4:
-            raise ValueError(f"embed_dim {width} must be a multiple of 16 and of num_heads {sizes['num_heads']}")
+            raise ValueError(
+                f"embed_dim {width} must be a multiple of 16 and of num_heads {sizes['num_heads']}"
+            )
         self.config = dict(config)
         self.width = width
         self.sampling = config.get("sampling", "reference")
+        self.missing = config.get("missing", "zeros")
+        self.precision = precision = config.get("encodings", "float32")
         self.sensors = {name: Sensor.from_dict(entry) for name, entry in config.get("sensors", {}).items()}
         kinds = sizes.get("kinds", ("optical", "radar", "elevation"))
 
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.spectral_projector = Projector(width)
-        self.radar_projector = Projector(width, RADAR) if "radar" in kinds else None
-        self.dem_projector = Projector(width, ELEVATION) if "elevation" in kinds else None
-        self.resampler = Resampler(width)
+        self.spectral_projector = Projector(width, (), precision)
+        self.radar_projector = Projector(width, RADAR, precision) if "radar" in kinds else None
+        self.dem_projector = Projector(width, ELEVATION, precision) if "elevation" in kinds else None
+        self.resampler = Resampler(width, precision)
         self.ltae = TemporalEncoder(width)
         self.in_norm = nn.LayerNorm(width, eps=1e-6)
         ratio, eps = sizes.get("mlp_ratio", 4.0), sizes.get("block_eps", 1e-6)
-        self.blocks = nn.ModuleList([Block(width, sizes["num_heads"], ratio, eps) for _ in range(sizes["depth"])])
+        self.blocks = nn.ModuleList(
+            [Block(width, sizes["num_heads"], ratio, eps) for _ in range(sizes["depth"])]
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(
@@ -392,37 +425,52 @@ class RamenEncoder(nn.Module):
                     f"sensor '{described[name].name}'"
                 )
             if image.shape[1] > 1 and name not in (dates or {}):
-                raise ValueError(f"'{name}' has {image.shape[1]} dates; give their days of year in dates['{name}']")
+                raise ValueError(
+                    f"'{name}' has {image.shape[1]} dates; give their days of year in dates['{name}']"
+                )
         sizes = {name: (image.shape[3], image.shape[4]) for name, image in images.items()}
         geometry = self.geometry(sizes, target_gsd, described)
+        valid: dict[str, Tensor] = {}
         if normalise:
-            images = {name: self.normalise(image, described[name]) for name, image in images.items()}
-        return self.encode(images, geometry, described, dates or {}, frames or {}, layers)
+            pairs = {name: self.normalise(image, described[name]) for name, image in images.items()}
+            images, valid = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+        return self.encode(images, geometry, described, dates or {}, frames or {}, valid, layers)
 
     def sensor(self, name: str, given: Sensor | Mapping[str, Any] | str | None = None) -> Sensor:
-        """The sensor of a modality: as given, or from the config."""
+        """The sensor of a modality: as given, or the config's "corpus/modality"; the modality alone if unique."""
         if isinstance(given, Sensor):
             return given
         if isinstance(given, Mapping):
             return Sensor.from_dict(given)
         key = given or name
-        if key not in self.sensors:
-            known = ", ".join(sorted(self.sensors)) or "none"
-            raise ValueError(f"sensor '{key}' is not in the model's config (known: {known}); pass it in `sensors`")
-        return self.sensors[key]
+        matches = (
+            [key] if key in self.sensors else [full for full in self.sensors if full.endswith(f"/{key}")]
+        )
+        if len(matches) != 1:
+            choices = ", ".join(matches or sorted(self.sensors)) or "none"
+            problem = "is described more than once" if matches else "is not in the model's config"
+            raise ValueError(
+                f"sensor '{key}' {problem} (there: {choices}); give its name or description in `sensors`"
+            )
+        return self.sensors[matches[0]]
 
-    def normalise(self, image_BxTxCxHxW: Tensor, sensor: Sensor) -> Tensor:
-        """Stored values -> model input, float32; NaN and nodata become 0."""
+    def normalise(self, image_BxTxCxHxW: Tensor, sensor: Sensor) -> tuple[Tensor, Tensor]:
+        """Stored values -> model input, float32, 0 where nothing was measured; and what was, bool [B, T, 1, H, W].
+
+        A pixel counts as missing when a band is NaN or `nodata`; with a nodata of 0, when all bands are.
+        """
         if sensor.mean is None or sensor.std is None:
             raise ValueError(f"sensor '{sensor.name}' has no mean and std; give them or pass normalise=False")
         device = image_BxTxCxHxW.device
         mean = torch.tensor(sensor.mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         std = torch.tensor(sensor.std, dtype=torch.float32, device=device).view(-1, 1, 1)
         x = image_BxTxCxHxW.float()
-        missing = x.isnan()
-        if sensor.nodata is not None and not math.isnan(sensor.nodata):
-            missing = missing | (x == sensor.nodata)
-        return ((x * sensor.scale + sensor.offset - mean) / std).masked_fill(missing, 0.0)
+        missing = x.isnan().any(dim=2, keepdim=True)
+        if sensor.nodata == 0:
+            missing = missing | (x == 0).all(dim=2, keepdim=True)
+        elif sensor.nodata is not None:
+            missing = missing | (x == sensor.nodata).any(dim=2, keepdim=True)
+        return ((x * sensor.scale + sensor.offset - mean) / std).masked_fill(missing, 0.0), ~missing
 
     def geometry(
         self, sizes: Mapping[str, tuple[int, int]], target_gsd: float, sensors: Mapping[str, Sensor]
@@ -432,11 +480,14 @@ class RamenEncoder(nn.Module):
         rows, columns = (int(size * (sensors[first].gsd / target_gsd)) for size in sizes[first])
         if rows < 1 or columns < 1:
             extent = min(sizes[first]) * sensors[first].gsd
-            raise ValueError(f"target GSD {target_gsd:g} m is larger than the image '{first}', {extent:g} m across")
+            raise ValueError(
+                f"target GSD {target_gsd:g} m is larger than the image '{first}', {extent:g} m across"
+            )
         device = self.cls_token.device
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         place = torch.stack([x.flatten(), y.flatten()]).to(device).float() * target_gsd
-        position_NxD = torch.cat([sine_cosine(place[0], self.width // 2), sine_cosine(place[1], self.width // 2)], 1)
+        half = self.width // 2
+        position_NxD = torch.cat([sine_cosine(axis, half, self.precision) for axis in place], dim=1)
         sampling = {}
         for name, (height, width) in sizes.items():
             gsd = sensors[name].gsd
@@ -444,7 +495,9 @@ class RamenEncoder(nn.Module):
                 sampling_matrix(height, gsd, target_gsd, rows, self.sampling).to(device),
                 sampling_matrix(width, gsd, target_gsd, columns, self.sampling).to(device),
             )
-        return Geometry(rows, columns, position_NxD, sampling, {m: sensors[m].gsd / target_gsd for m in sizes})
+        return Geometry(
+            rows, columns, position_NxD, sampling, {m: sensors[m].gsd / target_gsd for m in sizes}
+        )
 
     def bands(self, sensor: Sensor) -> Tensor:
         """The projector's matrix [C, D] of a sensor, whose bands may be of several kinds."""
@@ -458,7 +511,9 @@ class RamenEncoder(nn.Module):
             if not places:
                 continue
             if projector is None:
-                raise ValueError(f"sensor '{sensor.name}' has {attribute} bands, for which these weights have no part")
+                raise ValueError(
+                    f"sensor '{sensor.name}' has {attribute} bands, for which these weights have no part"
+                )
             matrix = projector([getattr(sensor.bands[i], attribute) for i in places])
             for row, place in enumerate(places):
                 vectors[place] = matrix[row]
@@ -471,6 +526,7 @@ class RamenEncoder(nn.Module):
         sensors: Mapping[str, Sensor],
         dates: Mapping[str, Tensor],
         frames: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
         layers: Sequence[int] = (),
     ) -> Features:
         """`forward` on normalised float images, all checks done; tensors in, tensors out."""
@@ -478,6 +534,9 @@ class RamenEncoder(nn.Module):
         for name, image_BxTxCxHxW in images.items():
             down_rows, down_columns = geometry.sampling[name]
             small = down_rows @ (image_BxTxCxHxW @ down_columns.T)
+            if self.missing == "excluded" and name in valid:
+                share = down_rows @ (valid[name].to(small.dtype) @ down_columns.T)
+                small = torch.where(share > 1e-6, small / share.clamp(min=1e-6), 0.0)
             pixel_BxTxNxC = small.flatten(3).transpose(2, 3)
 
             projector_CxD = self.bands(sensors[name])
@@ -507,7 +566,9 @@ class RamenEncoder(nn.Module):
 
     def _maps(self, x_BxLxD: Tensor, names: Sequence[str], geometry: Geometry) -> dict[str, Tensor]:
         batch, _, width = x_BxLxD.shape
-        grid = x_BxLxD[:, 1:].transpose(1, 2).reshape(batch, width, len(names), geometry.rows, geometry.columns)
+        grid = (
+            x_BxLxD[:, 1:].transpose(1, 2).reshape(batch, width, len(names), geometry.rows, geometry.columns)
+        )
         return {name: grid[:, :, index] for index, name in enumerate(names)}
 
 
@@ -532,7 +593,9 @@ def load(path: str | Path, device: str = "cpu", **sizes: Any) -> RamenEncoder:
     config = json.loads(config_file.read_text()) if config_file.exists() else {}
     config["model"] = {**sizes_of(state), **config.get("model", {}), **sizes}
     if "num_heads" not in config["model"]:
-        raise ValueError(f"the number of heads of a {config['model']['embed_dim']}-wide model is not known: num_heads=")
+        raise ValueError(
+            f"the number of heads of a {config['model']['embed_dim']}-wide model is not known: num_heads="
+        )
     model = RamenEncoder(config)
     expected = model.state_dict()
     problems = [f"missing {key}" for key in expected if key not in state]
@@ -615,9 +678,11 @@ class FixedInput(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         images = dict(zip(self.shapes, inputs, strict=False))
         dates = dict(zip(self.series, inputs[len(images) :], strict=True))
+        valid: dict[str, Tensor] = {}
         if self.normalise:
-            images = {name: self.model.normalise(image, self.sensors[name]) for name, image in images.items()}
-        features = self.model.encode(images, self.geometry, self.sensors, dates, {}, self.layers)
+            pairs = {name: self.model.normalise(image, self.sensors[name]) for name, image in images.items()}
+            images, valid = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+        features = self.model.encode(images, self.geometry, self.sensors, dates, {}, valid, self.layers)
         maps = features.layers if self.layers else (features.maps,)
         return tuple(layer[name] for layer in maps for name in self.shapes)
 
