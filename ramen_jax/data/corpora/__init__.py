@@ -9,6 +9,7 @@ A corpus is described by one YAML file or dictionary: `kind`, `name` and the opt
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -76,6 +77,10 @@ class Corpus(ABC):
     @abstractmethod
     def read(self, item: str, split: str) -> list[Sample]:
         """The samples of one item. Raises BadItem."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else the manifest should record about this corpus (called after `items`)."""
+        return {}
 
     def settings(self) -> dict[str, Any]:
         """What the manifest records about how this corpus was read."""
@@ -219,3 +224,37 @@ def check_sample(sample: Sample, modalities: tuple[ModalitySpec, ...], file: str
             raise BadItem(
                 where, f"day of year {image.dates.max()} is out of range, expected 0 (unknown) to 366"
             )
+
+
+def split_by_id(places: list[str], rule: Any, corpus: str) -> dict[str, list[str]]:
+    """Train and val by whole places: `rule` is {val: share, seed: number}, or {val: [place, place]}."""
+    rule = check_keys(rule or {}, ("val", "seed"), f"corpus {corpus}, split")
+    val = rule.get("val", 0)
+    if isinstance(val, list):
+        unknown = sorted(set(val) - set(places))
+        if unknown:
+            raise UserError(
+                f"corpus {corpus}, split: val names places that are not there: {', '.join(unknown)}"
+            )
+        chosen = set(val)
+    elif isinstance(val, (int, float)) and 0 <= val < 1:
+        seed = rule.get("seed", 0)
+        shuffled = sorted(places, key=lambda place: hashlib.sha256(f"{seed}/{place}".encode()).digest())
+        chosen = set(shuffled[: round(val * len(places))])
+    else:
+        raise UserError(
+            f"corpus {corpus}, split: val is {val!r}, expected a share below 1 or a list of ids", USAGE
+        )
+    splits = {"train": [place for place in places if place not in chosen], "val": sorted(chosen)}
+    return {name: members for name, members in splits.items() if members}
+
+
+def clear_dates(snow_TxHxW: np.ndarray, cloud_TxHxW: np.ndarray, max_covered: float) -> np.ndarray:
+    """[T] bool: the dates of which at most `max_covered` of the pixels are snow or cloud.
+
+    When there are none: those of which at most that share is snow, whatever the clouds (the rule of the official
+    FLAIR-HUB loader).
+    """
+    enough = (1 - max_covered) * snow_TxHxW[0].size
+    kept = (~(snow_TxHxW | cloud_TxHxW)).sum(axis=(1, 2)) >= enough
+    return kept if kept.any() else (~snow_TxHxW).sum(axis=(1, 2)) >= enough

@@ -144,6 +144,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             "splits": entries,
             "statistics": statistics,
             "settings": corpus.settings(),
+            "facts": corpus.facts(),
             "rejected": len(lines),
         }
         return {**manifest, "fingerprint": records.fingerprint(manifest)}

@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ramen_jax.console import USAGE, UserError
-from ramen_jax.data.corpora import BadItem, Corpus, check_keys, day_of_year, make_image
+from ramen_jax.data.corpora import BadItem, Corpus, check_keys, day_of_year, make_image, split_by_id
 from ramen_jax.data.corpora.raster import Raster, raster_shape, read_raster
 from ramen_jax.data.records import DTYPES, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Sensor, load_sensors, sensor
@@ -135,7 +134,7 @@ class Geofolder(Corpus):
                     f"{layer.name} ({layer.pattern.replace('{id}', place)})" for layer in absent
                 )
                 rejected.append(BadItem(place, f"missing {files}"))
-        return _split(places, self.options["split"], self.name), rejected
+        return split_by_id(places, self.options["split"], self.name), rejected
 
     def read(self, item: str, split: str) -> list[Sample]:
         rasters = {layer.name: self._read_layer(layer, item) for layer in self.layers}
@@ -243,29 +242,6 @@ def _find(source: Path, layer: _Layer) -> dict[str, dict[str, Path]]:
         place: dict(sorted(files.items(), key=lambda entry: entry[0].replace("-", "")))
         for place, files in sorted(found.items())
     }
-
-
-def _split(places: list[str], rule: Any, corpus: str) -> dict[str, list[str]]:
-    """Train and val by whole places: a seeded share of them, or the ones listed."""
-    rule = check_keys(rule or {}, ("val", "seed"), f"corpus {corpus}, split")
-    val = rule.get("val", 0)
-    if isinstance(val, list):
-        unknown = sorted(set(val) - set(places))
-        if unknown:
-            raise UserError(
-                f"corpus {corpus}, split: val names places that are not there: {', '.join(unknown)}"
-            )
-        chosen = set(val)
-    elif isinstance(val, (int, float)) and 0 <= val < 1:
-        seed = rule.get("seed", 0)
-        shuffled = sorted(places, key=lambda place: hashlib.sha256(f"{seed}/{place}".encode()).digest())
-        chosen = set(shuffled[: round(val * len(places))])
-    else:
-        raise UserError(
-            f"corpus {corpus}, split: val is {val!r}, expected a share below 1 or a list of ids", USAGE
-        )
-    splits = {"train": [place for place in places if place not in chosen], "val": sorted(chosen)}
-    return {name: members for name, members in splits.items() if members}
 
 
 def _cast(values: np.ndarray, dtype: str, layer: _Layer, path: Path) -> np.ndarray:
