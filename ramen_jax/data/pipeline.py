@@ -225,6 +225,10 @@ def batches(
             (workers * prefetch + 2) batches of it.
     """
     import grain  # imports JAX, which reading a sample does not need
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads its settings from absl flags, which only absl programs parse
 
     steps = StepSource(
         plan,
