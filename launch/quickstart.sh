@@ -17,7 +17,7 @@ bash launch/setup_environment.sh
 echo "Ready: .venv, $(.venv/bin/python --version)."
 
 step "2/4 pretraining configs/tiny.py on a synthetic Earth, stopped half-way"
-.venv/bin/python -m ramen_jax.train --config configs/tiny.py --workdir "$workdir" --stop-after 100
+.venv/bin/python -m ramen_jax.train --config configs/tiny.py --workdir "$workdir" --config.train.stop_at=100
 
 step "3/4 the same command again: it resumes by itself"
 .venv/bin/python -m ramen_jax.train --config configs/tiny.py --workdir "$workdir"

@@ -1,0 +1,291 @@
+"""Pictures of a training: its loss, what it reconstructs, and its features at several target GSDs.
+
+    python -m ramen_jax.pictures --workdir DIR
+
+writes into DIR/pictures: `loss.png`; `reconstruction_CORPUS.png` with the original, what the encoder saw and the
+reconstruction of every modality; `features_CORPUS.png` with the features of one scene at three target GSDs.
+
+Shape letters: T dates, C bands, H rows, W columns of an image; N tokens, D features; G grid side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ramen_jax import console, display, figures
+from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
+from ramen_jax.data.records import CorpusSpec, Prepared, Sample
+from ramen_jax.sensors import Sensor
+
+TOKEN_BUDGET = 6_000  # tokens of one encoded scene, so that a picture takes seconds on a laptop
+
+
+class Trained(NamedTuple):
+    """A checkpoint ready to be run."""
+
+    module: Any  # RamenMAE
+    config: Any
+    step: int
+
+
+def load(checkpoint: Path) -> Trained:
+    """The masked autoencoder of a workdir or checkpoint, with its weights."""
+    from ml_collections import ConfigDict
+
+    from ramen_jax.training import checkpoint as checkpoints
+    from ramen_jax.training.experiment import ramen
+
+    loaded = checkpoints.load(checkpoint)
+    config = ConfigDict(loaded.meta["config"])
+    return Trained(ramen(config).join(loaded.params, loaded.statistics), config, int(loaded.meta["step"]))
+
+
+def packed(corpus: Prepared, view: PackedView, config: Any, mask_ratio: float) -> Any:
+    """The rows of a single view, without padding."""
+    rows = [[view]]
+    capacity = exact_capacity(corpus.spec, rows, temporal=config.traps.temporal, mask_ratio=mask_ratio)
+    return pack(
+        corpus.spec,
+        rows,
+        capacity,
+        sampling=config.traps.sampling,
+        time_mask=config.traps.time_mask,
+        temporal=config.traps.temporal,
+        mask_ratio=mask_ratio,
+    )
+
+
+def whole_view(corpus: Prepared, sample: Sample, target_gsd: float, seed: int) -> PackedView:
+    """A view of a sample that keeps every modality it has and every date."""
+    names = tuple(m.name for m in corpus.spec.modalities if m.name in sample.images)
+    rows, columns = view_grid(corpus.spec, target_gsd)
+    noise = np.random.default_rng(seed).random(len(names) * rows * columns)
+    statistics: dict[str, Any] = {name: corpus.statistics(sample, name) for name in names}
+    return PackedView(sample, target_gsd, names, noise, statistics=statistics)
+
+
+def sensors_of(spec: CorpusSpec) -> dict[str, Sensor]:
+    return {modality.name: modality.sensor for modality in spec.modalities}
+
+
+def reconstructions(trained: Trained, corpus: Prepared, view: PackedView) -> dict[str, figures.Hidden]:
+    """What the model makes of a view of which it sees a quarter, one date per modality.
+
+    With the standardised target the reconstruction is the prediction in physical units. With the per-pixel target a
+    prediction says how the bands of a pixel relate, not how bright the pixel is: mean and contrast of each pixel are
+    then borrowed from the original.
+    """
+    import jax
+    from flax import nnx
+
+    from ramen_jax.model.images import normalised
+    from ramen_jax.model.loss import pixel_mask, targets
+
+    config = trained.config
+    sensors = sensors_of(corpus.spec)
+    rows = packed(corpus, view, config, config.model.mask_ratio)
+
+    @nnx.jit
+    def run(module: Any, rows: Any) -> Any:
+        return {
+            name: (
+                prediction,
+                targets(normalised(images), config.traps.target),
+                normalised(images),
+                pixel_mask(images),
+            )
+            for (name, images), prediction in zip(
+                rows.images.items(), module.reconstruct(rows, sensors).values(), strict=True
+            )
+        }
+
+    results = {}
+    outputs = jax.device_get(run(trained.module, rows))
+    for name in view.modalities:
+        arrays, images, sensor = outputs[name], rows.images[name], sensors[name]
+        frame = best_frame(view.sample.images[name], sensor)
+        prediction, target, values = (array[0, 0, frame] for array in arrays[:3])
+        mean, std = (m[0, 0][:, None, None] for m in (images.mean_RxSxC, images.std_RxSxC))
+        restored = prediction
+        if config.traps.target == "per_pixel":
+            restored = prediction * values.std(axis=0, ddof=1) + values.mean(axis=0)
+        image = view.sample.images[name]
+        results[name] = figures.Hidden(
+            original=image.values[frame].astype(np.float32) * sensor.scale + sensor.offset,
+            reconstruction=(restored * std + mean) * sensor.scale + sensor.offset,
+            target=target,
+            prediction=prediction,
+            hidden=arrays[3][0, 0] > 0,
+            valid=np.ones(target.shape[1:], bool) if image.valid is None else image.valid[frame],
+            day=int(image.dates[frame]),
+        )
+    return results
+
+
+def zero_losses(spec: CorpusSpec, target: str) -> dict[str, float]:
+    """The loss of predicting zero, by modality: what a model that learnt nothing about the image can reach.
+
+    A pixel normalised across C bands with the unbiased variance has a mean square of (C - 1) / C; a standardised image
+    has 1 over its corpus.
+    """
+    bands = {modality.name: len(modality.sensor.bands) for modality in spec.modalities}
+    return {name: (count - 1) / count if target == "per_pixel" else 1.0 for name, count in bands.items()}
+
+
+def best_frame(image: Any, sensor: Sensor) -> int:
+    """The date to show of a series: most valid pixels, then within the growing season, then the darkest (no cloud)."""
+
+    def rank(frame: int) -> tuple[float, bool, float]:
+        valid = 1.0 if image.valid is None else float(image.valid[frame].mean())
+        summer = 120 <= int(image.dates[frame]) <= 270
+        return (-round(valid, 2), not summer, float(image.values[frame].mean()))
+
+    return min(range(len(image.values)), key=rank)
+
+
+def features(trained: Trained, corpus: Prepared, sample: Sample, target_gsd: float) -> np.ndarray:
+    """Features of a whole scene, nothing hidden: [G, G, D], the mean over the modalities' tokens at each place."""
+    import jax
+    from flax import nnx
+
+    view = whole_view(corpus, sample, target_gsd, seed=0)
+    rows = packed(corpus, view, trained.config, mask_ratio=0.0)
+    sensors = sensors_of(corpus.spec)
+
+    @nnx.jit
+    def run(encoder: Any, rows: Any) -> Any:
+        return encoder(rows, sensors)
+
+    tokens_NxD = np.asarray(jax.device_get(run(trained.module.encoder, rows)))[0, 1:]  # without CLS
+    grid = view_grid(corpus.spec, target_gsd)
+    return tokens_NxD.reshape(len(view.modalities), *grid, -1).mean(axis=0)
+
+
+def choose_gsds(spec: CorpusSpec, trained_on: tuple[float, ...]) -> list[float]:
+    """Three target GSDs, coarse to fine: of those trained on as far as they go, else each half as fine as the next."""
+
+    def tokens(gsd: float) -> int:
+        rows, columns = view_grid(spec, gsd)
+        return len(spec.modalities) * rows * columns
+
+    extent = min(spec.modalities[0].height, spec.modalities[0].width) * spec.modalities[0].sensor.gsd
+    usable = [gsd for gsd in sorted(trained_on) if gsd <= extent / 4 and tokens(gsd) <= TOKEN_BUDGET]
+    if len(usable) >= 3:
+        return [usable[-1], usable[len(usable) // 2], usable[0]]
+    finest = usable[0] if usable else max(extent / 32, spec.modalities[0].sensor.gsd)
+    while tokens(finest) > TOKEN_BUDGET:
+        finest *= 2
+    return [finest * 4, finest * 2, finest]
+
+
+def arguments() -> Any:
+    parser = console.parser(
+        "pictures",
+        "Draws the loss, the reconstructions and the features of a training into DIR/pictures.",
+        "  python -m ramen_jax.pictures --workdir runs/quickstart\n"
+        "  python -m ramen_jax.pictures --workdir runs/quickstart --sample 3 --target-gsd 6.4",
+    )
+    parser.add_argument(
+        "--workdir", type=Path, required=True, metavar="DIR", help="workdir of ramen_jax.train"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (default: WORKDIR/pictures)"
+    )
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="which sample to show (default: 0)"
+    )
+    parser.add_argument(
+        "--target-gsd",
+        type=float,
+        metavar="METRES",
+        help="of the reconstruction (default: the middle one trained on)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the mask (default: 0)")
+    return parser
+
+
+def open_corpus(workdir: Path, entry: Any) -> Prepared:
+    """The prepared corpus of a configuration's entry: its validation split if it has one, else its training split."""
+    folder = Path(entry.prepared).expanduser() if entry.prepared else workdir / "corpora" / entry.name
+    try:
+        train = Prepared(folder)
+        return Prepared(folder, "val") if "val" in train.manifest["splits"] else train
+    except ValueError as error:
+        raise console.UserError(str(error)) from error
+
+
+def run() -> int:
+    given = arguments().parse_args()
+    if not given.workdir.is_dir():
+        raise console.UserError(
+            f"--workdir {given.workdir}: no such folder; give the one of a training", console.USAGE
+        )
+    if given.target_gsd is not None and given.target_gsd <= 0:
+        raise console.UserError(
+            f"--target-gsd {given.target_gsd:g}: expected metres per token above 0", console.USAGE
+        )
+    trained = load(given.workdir)
+    output = given.output or given.workdir / "pictures"
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"Drawing {given.workdir} at step {trained.step:,} ({trained.config.recipe} recipe):", flush=True)
+
+    from ramen_jax.training import metrics
+
+    corpora = {entry.name: open_corpus(given.workdir, entry) for entry in trained.config.corpora}
+    baselines = {
+        name: zero_losses(corpus.spec, trained.config.traps.target) for name, corpus in corpora.items()
+    }
+    title = f"Pretraining loss, {trained.config.recipe} recipe, seed {trained.config.seed}"
+    figures.loss(metrics.read(given.workdir), baselines, title, output / "loss.png")
+    for entry in trained.config.corpora:
+        corpus = corpora[entry.name]
+        if not 0 <= given.sample < len(corpus):
+            raise console.UserError(
+                f"--sample {given.sample}: {entry.name} has samples 0 to {len(corpus) - 1}", console.USAGE
+            )
+        draw_corpus(trained, corpus, entry, given, output)
+    return 0
+
+
+def draw_corpus(trained: Trained, corpus: Prepared, entry: Any, given: Any, output: Path) -> None:
+    """The reconstruction and the features of one sample of one corpus."""
+    sample = corpus[given.sample]
+    spec = corpus.spec
+    sensors = sensors_of(spec)
+    gsds = tuple(float(gsd) for gsd in entry.target_gsds)
+    target_gsd = given.target_gsd or sorted(gsds)[len(gsds) // 2]
+    view = whole_view(corpus, sample, target_gsd, given.seed)
+    results = reconstructions(trained, corpus, view)
+    visible = 1 - trained.config.model.mask_ratio
+    rows, columns = view_grid(spec, target_gsd)
+    figures.reconstructions(
+        results,
+        sensors,
+        trained.config.traps.target,
+        f"{spec.name}, sample {sample.id} ({corpus.split}), step {trained.step:,}\n"
+        f"{visible:.0%} of the tokens seen, target GSD {target_gsd:g} m: {rows} × {columns} tokens per modality",
+        output / f"reconstruction_{entry.name}.png",
+    )
+    first = spec.modalities[0]
+    shown = results[first.name]
+    scenes = [
+        (f"{first.name}, {look.gsd:g} m pixels\n{look.title}", look.picture(shown.original))
+        for look in display.looks(sensors[first.name], shown.original, shown.valid)[:1]
+    ]
+    chosen = choose_gsds(spec, gsds)
+    maps = [(gsd, features(trained, corpus, sample, gsd)) for gsd in chosen]
+    extent = (0.0, first.width * first.sensor.gsd, first.height * first.sensor.gsd, 0.0)
+    figures.features(
+        scenes,
+        maps,
+        extent,
+        f"{spec.name}, sample {sample.id} ({corpus.split}), step {trained.step:,}: one encoder, three resolutions",
+        output / f"features_{entry.name}.png",
+    )
+
+
+if __name__ == "__main__":
+    console.main(run)
