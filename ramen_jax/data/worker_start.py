@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
@@ -46,6 +47,8 @@ def without_jax() -> Iterator[None]:
 
 
 if __name__ == "__mp_main__":
+    for threads in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")  # a worker is one core; read when NumPy is first imported
     sys.meta_path.insert(0, _Bar)
     from absl import logging
 
