@@ -3,7 +3,8 @@
 One builder serves three ways to run it:
 
 - `python -m ramen_jax.prepare` (or `prepare()`): shards written by parallel processes, restartable;
-- `tfds build --imports ramen_jax.data.corpora.builder flairhub --manual_dir SOURCE --file_format array_record`;
+- `tfds build --imports ramen_jax.data.corpora.builder flairhub --manual_dir SOURCE --file_format array_record`
+  (the `tfds` command wants TensorFlow for its other subcommands; `tensorflow_datasets.scripts.cli.build` does not);
 - Apache Beam: the same shards as Beam work items, when a `beam_runner` is given.
 
 Every way ends with the same shards, byte for byte, and with `manifest.json` beside them.
@@ -80,6 +81,8 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
         _bind(parts, corpus, items)
         if download_config is not None and (download_config.beam_runner or download_config.beam_options):
             super()._download_and_prepare(dl_manager, download_config)
+            for leftover in Path(self.data_dir).glob("*.shard_infos.json"):  # TFDS's notes to itself
+                leftover.unlink()
         else:
             self._write_in_parallel(corpus.name)
         manifest = self._manifest(corpus, rejected)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -31,14 +32,17 @@ from ramen_jax.data.records import EVERY_VARIANT, ModalitySpec, Sample
 from ramen_jax.data.statistics import BandStatistics
 
 SHARD_BYTES = 128 * 2**20  # of raw pixels, roughly; one process holds one shard in memory
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+FEWEST_SHARDS = 16  # so that a small corpus, too, is shared among processes
 USUAL_DATES = 60  # of a time series whose length is not known before it is read
 
 
 def features() -> tfds.features.FeaturesDict:
-    """A dataset entry: its id, and the sample as `ramen_jax.data.records.decode` reads it."""
-    return tfds.features.FeaturesDict(
-        {"id": tfds.features.Text(), "record": tfds.features.Tensor(shape=(), dtype=np.object_)}
-    )
+    """A dataset entry: one record, which `ramen_jax.data.records.decode` turns into a sample.
+
+    One feature only: TFDS stores an entry as a protocol-buffer map, whose order changes from process to process.
+    """
+    return tfds.features.FeaturesDict({"record": tfds.features.Tensor(shape=(), dtype=np.object_)})
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class ShardJob:
             for sample in _read(corpus, item, self.split, rejected):
                 ids.append(sample.id)
                 _account(sample, corpus.modalities, statistics, shapes)
-                yield sample.id, {"id": sample.id, "record": records.encode(sample)}
+                yield sample.id, {"record": records.encode(sample)}
         content = {
             "ids": ids,
             "rejected": rejected,
@@ -140,7 +144,10 @@ def write_shard(job: ShardJob) -> None:
 def plan_shards(
     description: Mapping[str, Any], corpus: Corpus, items: Mapping[str, Sequence[str]], parts: Path
 ) -> dict[str, list[ShardJob]]:
-    """Items cut into shards of about SHARD_BYTES: a function of the corpus alone, not of workers or machine."""
+    """Items cut into shards of at most about SHARD_BYTES, and at least FEWEST_SHARDS where there are items enough.
+
+    A function of the corpus alone, not of workers or machine.
+    """
     per_sample = sum(
         spec.height
         * spec.width
@@ -149,9 +156,10 @@ def plan_shards(
         * (USUAL_DATES if spec.series else 1)
         for spec in corpus.modalities
     )
-    per_shard = max(1, SHARD_BYTES // (per_sample * corpus.samples_per_item))
+    largest = max(1, SHARD_BYTES // (per_sample * corpus.samples_per_item))
     jobs: dict[str, list[ShardJob]] = {}
     for split, members in items.items():
+        per_shard = min(largest, -(-len(members) // FEWEST_SHARDS))
         starts = range(0, len(members), per_shard)
         jobs[split] = [
             ShardJob(
@@ -177,7 +185,10 @@ def run_all(jobs: Sequence[ShardJob], workers: int, name: str) -> None:
             return
         # Spawned, not forked: GDAL and HDF5 keep state that does not survive a fork.
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool:
+        with (
+            _one_thread_per_process(),
+            concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool,
+        ):
             running = {pool.submit(write_shard, job): len(job.items) for job in jobs}
             try:
                 for future in concurrent.futures.as_completed(running):
@@ -190,6 +201,21 @@ def run_all(jobs: Sequence[ShardJob], workers: int, name: str) -> None:
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_per_process() -> Iterator[None]:
+    """Worker processes started inside share the processors; threads of their own would only get in the way."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def place_file(source: Path, target: Path) -> None:
