@@ -218,6 +218,31 @@ class Model:
         maps = [_maps(layer_ExD, list(given), grid) for layer_ExD in encoded_1xExD]
         return Features(maps[-1], encoded_1xExD[-1, 0], tuple(maps[layer] for layer in layers))
 
+    def traceable(
+        self, images: Mapping[str, Image], sensors: Mapping[str, Sensor], target_gsd: float
+    ) -> tuple[Any, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """A function ({modality: [T, C, H, W]}, {modality: [T]}) -> {modality: [D, rows, columns]} and its example.
+
+        Sizes, sensors and weights are fixed inside, so that it can be traced, exported and shipped.
+        """
+        spec, sample = describe_place(images, sensors, target_gsd)
+        rows = self.pack(spec, [sample], target_gsd)
+        grid = packing.view_grid(spec, target_gsd)
+        fixed = tuple(sorted(sensors.items()))
+
+        def function(values: dict[str, jax.Array], days: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            given = {
+                name: image._replace(
+                    values_RxSxTxCxHxW=values[name][None, None], dates_RxSxT=days[name][None, None]
+                )
+                for name, image in rows.images.items()
+            }
+            encoded_ExD = self._run(self._arrays, rows._replace(images=given), fixed, False)[0, 0]
+            return _maps(encoded_ExD, list(images), grid)
+
+        example = {name: image.values for name, image in images.items()}
+        return function, (example, {name: image.days.astype(np.float32) for name, image in images.items()})
+
     def pack(self, spec: CorpusSpec, samples: Sequence[Sample], target_gsd: float) -> Rows:
         """Whole places as packed rows, one per row, every token visible."""
         names = tuple(modality.name for modality in spec.modalities)
@@ -233,8 +258,8 @@ class Model:
 def split_encoder(config: Any, traps: Any) -> tuple[Any, Any, Any]:
     """An encoder's graph, parameters and statistics; shapes only."""
     model = nnx.eval_shape(lambda: RamenEncoder(config, traps, rngs=nnx.Rngs(0)))
-    graph, params, statistics = nnx.split(model, nnx.Param, BatchStatistic)
-    return graph, params, statistics
+    graph, *states = nnx.split(model, nnx.Param, BatchStatistic)
+    return graph, states[0], states[1]
 
 
 def load(path: str | Path) -> Model:
@@ -429,7 +454,7 @@ def missing_pixels(values_TxCxHxW: np.ndarray, nodata: float | None) -> np.ndarr
     return missing
 
 
-def _maps(layer_ExD: np.ndarray, names: Sequence[str], grid: tuple[int, int]) -> dict[str, np.ndarray]:
+def _maps(layer_ExD: Any, names: Sequence[str], grid: tuple[int, int]) -> dict[str, Any]:
     tokens = layer_ExD[1:].reshape(len(names), *grid, -1).transpose(0, 3, 1, 2)
     return dict(zip(names, tokens, strict=True))
 
