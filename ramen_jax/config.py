@@ -5,6 +5,7 @@ overrides (typed after the default they replace), expands `recipe` into `traps.*
 exist is an error that lists the close ones. This module imports neither jax nor flax.
 """
 
+import argparse
 import ast
 import importlib.util
 import json
@@ -30,14 +31,21 @@ TRAPS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
     "ltae_dropout": (0.1, 0.0, (float,)),
     "mmearth_wavelengths": ("reference", "fixed", ()),
     "worldstrat_repeats": ("reference", "fixed", ()),
+    "statistics": ("reference", "pooled", ()),
 }
 
 KINDS = ("synthetic", "flairhub", "mmearth", "worldstrat", "geofolder", "treesatai", "worldcereal")
 
 SIZES: dict[str, dict[str, int]] = {
-    "tiny": dict(embed_dim=64, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4),
-    "small": dict(embed_dim=384, depth=12, num_heads=6, decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8),
-    "base": dict(embed_dim=768, depth=12, num_heads=12, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16),
+    "tiny": dict(
+        embed_dim=64, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4
+    ),
+    "small": dict(
+        embed_dim=384, depth=12, num_heads=6, decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8
+    ),
+    "base": dict(
+        embed_dim=768, depth=12, num_heads=12, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
+    ),
     "large": dict(
         embed_dim=1024, depth=24, num_heads=16, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
     ),
@@ -45,6 +53,9 @@ SIZES: dict[str, dict[str, int]] = {
         embed_dim=1280, depth=32, num_heads=16, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
     ),
 }
+
+# Groups of a corpus whose keys are the user's, and an example of their values.
+OPEN_GROUPS: dict[str, Any] = {"temporal_dropout": 0.0, "max_dates": 0, "options": None}
 
 # Keys that change how a run is executed or watched, not what it computes: a workdir may be continued with others.
 EXECUTION_KEYS = (
@@ -60,7 +71,9 @@ def _usage(message: str) -> UserError:
 def default() -> ConfigDict:
     """All keys with their defaults (the paper's base model on no corpus). Zero or "" means "decided by the program"."""
     config = ConfigDict()
-    config.recipe = "reference"  # "reference": the official code's numbers; "fixed": ours. Expands into traps.*
+    config.recipe = (
+        "reference"  # "reference": the official code's numbers; "fixed": ours. Expands into traps.*
+    )
     config.seed = 42  # of initialisation, masks, draws, order and dropout
 
     config.model = ConfigDict()
@@ -73,7 +86,9 @@ def default() -> ConfigDict:
     config.model.decoder_num_heads = 16
     config.model.mask_ratio = 0.75  # share of a view's tokens that is hidden
     config.model.block_eps = 1e-6  # LayerNorm epsilon in the blocks
-    config.model.dtype = "float32"  # of activations and matmuls: "float32" or "bfloat16"; parameters stay float32
+    config.model.dtype = (
+        "float32"  # of activations and matmuls: "float32" or "bfloat16"; parameters stay float32
+    )
     config.model.remat = "full"  # recomputed in the backward pass: "none", "full" (each block) or "dots"
 
     config.traps = ConfigDict({key: RECIPE for key in TRAPS}, type_safe=False)  # see TRAPS for the values
@@ -82,20 +97,25 @@ def default() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.rows_per_step = 16  # packed token rows per step, over all devices and micro-batches
-    config.data.row_length = 0  # decoder tokens per row; 0: twice the largest view
-    config.data.draw = "per_sample"  # target GSD and modalities are drawn "per_sample" or "per_step" (the paper)
+    config.data.row_length = 0  # decoder tokens per row; 0: the shortest row that is 95 % real tokens
+    config.data.draw = (
+        "per_sample"  # target GSD and modalities are drawn "per_sample" or "per_step" (the paper)
+    )
     config.data.views_per_sample = 1  # draws of one sample per epoch
     config.data.workers = 0  # reading processes; 0: one thread in the training process
     config.data.prefetch = 2  # steps prepared ahead
     config.data.max_bad_share = 0.01  # share of unreadable samples above which the run stops
-    config.data.samples = 0  # use the first samples of each corpus only; 0: all
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1.5e-4  # at the end of the warm-up
-    config.optimizer.warmup_share = 0.2  # share of the training that warms up linearly (paper: 20 of 100 epochs)
+    config.optimizer.warmup_share = (
+        0.2  # share of the training that warms up linearly (paper: 20 of 100 epochs)
+    )
     config.optimizer.warmup_from = 1e-5  # learning rate of the first step
     config.optimizer.final_rate = 1e-6  # learning rate the cosine ends at
-    config.optimizer.per = "step"  # the schedule moves each "step"; "epoch": once per epoch, as the official code
+    config.optimizer.per = (
+        "step"  # the schedule moves each "step"; "epoch": once per epoch, as the official code
+    )
     config.optimizer.weight_decay = 0.05  # on every parameter, as the paper
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
@@ -116,7 +136,9 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps; the last step is always saved
     config.checkpoint.keep_latest = 2
-    config.checkpoint.keep_best = 1  # kept besides the latest: lowest validation loss, else lowest training loss
+    config.checkpoint.keep_best = (
+        1  # kept besides the latest: lowest validation loss, else lowest training loss
+    )
 
     config.sharding = ConfigDict()
     config.sharding.data = -1  # devices per mesh axis; -1: all that the other two leave
@@ -128,7 +150,9 @@ def default() -> ConfigDict:
     config.sharding.compute = ConfigDict({"embed": "", "mlp": "tensor", "heads": "tensor", "layers": ""})
 
     config.logging = ConfigDict()
-    config.logging.every = 10  # steps between lines on the terminal and in TensorBoard; metrics.jsonl has every step
+    config.logging.every = (
+        10  # steps between lines on the terminal and in TensorBoard; metrics.jsonl has every step
+    )
     config.logging.tensorboard = True
     config.logging.stablehlo = True  # keep the lowered step of each corpus in the workdir
 
@@ -142,26 +166,57 @@ def corpus(name: str, **changes: Any) -> ConfigDict:
     """One entry of config.corpora: `name` and the keys that differ from the defaults below."""
     entry = ConfigDict()
     entry.name = name
-    entry.kind = "synthetic"  # one of KINDS: which reader prepares it
-    entry.spec = ""  # YAML that describes the corpus (geofolder), or the synthetic geometry; "": the kind's or name's own
+    entry.kind = ""  # one of KINDS: which reader prepares it; "": the one named in `spec`
+    entry.spec = ""  # YAML that describes the corpus, or the name of one in configs/corpora; "": the kind's own
     entry.source = ""  # folder of the original files; environment variables are expanded
+    entry.options = ConfigDict(type_safe=False)  # reader option -> value, over those of the YAML
     entry.prepared = ""  # folder of the prepared corpus; "": {workdir}/corpora/{name}, prepared on first use
-    entry.samples = 64  # places rendered (synthetic only)
+    entry.samples = 0  # use only the first samples; 0: all
     entry.target_gsds = (10.0,)  # metres per token, drawn uniformly
     entry.weight = 1.0  # share of the steps, relative to the other corpora
+    entry.rows_per_step = 0  # packed rows of a step on this corpus; 0: data.rows_per_step
     entry.row_length = 0  # decoder tokens per row of this corpus; 0: data.row_length
     entry.temporal_dropout = ConfigDict()  # modality -> share of its dates dropped in training
-    entry.max_dates = 0  # longest series used; 0: all dates
+    entry.max_dates = ConfigDict()  # modality -> longest series used; modalities not named keep all dates
     for key, value in changes.items():
         if key not in entry:
             raise _usage(f"corpus {name!r} has no key {key!r}; {close_names(key, list(entry))}")
-        entry[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+        entry[key] = ConfigDict(value, type_safe=False) if isinstance(value, Mapping) else value
     return entry
 
 
 def apply_size(config: ConfigDict, size: str) -> None:
     """Sets the model widths and depths of one of SIZES."""
     config.model.update(SIZES[size])
+
+
+def paper_corpora() -> tuple[ConfigDict, ...]:
+    """FLAIR-HUB, MMEarth64 and WorldStrat with the paper's target GSDs, equal weights and temporal dropout.
+
+    Their folders: `--config.corpora.flairhub.prepared=DIR` (see ramen_jax.prepare), or the environment variables
+    FLAIRHUB, MMEARTH and WORLDSTRAT naming the original files, which are then prepared in the workdir.
+    """
+    return (
+        corpus(
+            "flairhub",
+            kind="flairhub",
+            source="$FLAIRHUB",
+            target_gsds=tuple(float(gsd) for gsd in range(3, 21)),
+            temporal_dropout={"s2": 0.3, "s1_des": 0.3},
+        ),
+        corpus(
+            "mmearth",
+            kind="mmearth",
+            source="$MMEARTH",
+            target_gsds=tuple(float(gsd) for gsd in range(20, 101, 10)),
+        ),
+        corpus(
+            "worldstrat",
+            kind="worldstrat",
+            source="$WORLDSTRAT",
+            target_gsds=tuple(float(gsd) for gsd in range(5, 21)),
+        ),
+    )
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -191,6 +246,17 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     return finish(config, overrides, origin=name)
 
 
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """sys.argv as (the parser's own arguments, the `--config.key=value` overrides)."""
+    arguments, rest = parser.parse_known_args()
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    options = [option for action in parser._actions for option in action.option_strings]
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise _usage(f"unknown argument {argument}; {close_names(argument.partition('=')[0], options)}")
+    return arguments, overrides
+
+
 def finish(config: ConfigDict, overrides: Iterable[str] = (), origin: str = "configuration") -> ConfigDict:
     """Applies overrides, expands the recipe, validates and freezes a configuration built in Python."""
     _check_keys(config, origin)
@@ -206,9 +272,10 @@ def quicktest(config: ConfigDict) -> None:
     apply_size(config, "tiny")
     entries = []
     for entry in config.corpora:
-        geometry = entry.name if entry.kind in ("synthetic", "flairhub", "mmearth", "worldstrat") else "tiny"
-        coarse = tuple(sorted(entry.target_gsds)[-2:])
-        entries.append(corpus(entry.name, spec=entry.spec or geometry, samples=8, target_gsds=coarse, max_dates=3))
+        geometry = f"{entry.kind}_small" if entry.kind in ("flairhub", "mmearth", "worldstrat") else "tiny"
+        options = {"geometry": geometry, "places": 8}
+        gsds = tuple(sorted(entry.target_gsds)[:1]) if geometry == "tiny" else (5.0, 10.0)
+        entries.append(corpus(entry.name, kind="synthetic", options=options, target_gsds=gsds))
     config.corpora = tuple(entries)
     config.data.rows_per_step = 2
     config.data.workers = 0
@@ -229,7 +296,7 @@ def plain(value: Any) -> Any:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Lines `key: OLD -> NEW` where two plain() configurations differ in a key that changes the numbers of a run."""
-    old, new = dict(_flat(plain(theirs))), dict(_flat(plain(ours)))
+    old, new = dict(flat(plain(theirs))), dict(flat(plain(ours)))
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if any(key == ignored or key.startswith(ignored + ".") for ignored in EXECUTION_KEYS):
@@ -279,7 +346,7 @@ def validate(config: ConfigDict) -> None:
 
     _require_choice("data.draw", data.draw, ("per_sample", "per_step"))
     require(data.rows_per_step >= 1, "data.rows_per_step", data.rows_per_step, "at least 1 row")
-    for key in ("row_length", "workers", "prefetch", "samples"):
+    for key in ("row_length", "workers", "prefetch"):
         require(data[key] >= 0, f"data.{key}", data[key], "0 or more")
     require(data.views_per_sample >= 1, "data.views_per_sample", data.views_per_sample, "at least 1 view")
     require(0 <= data.max_bad_share <= 1, "data.max_bad_share", data.max_bad_share, "a share from 0 to 1")
@@ -298,13 +365,24 @@ def validate(config: ConfigDict) -> None:
     for key in ("beta1", "beta2"):
         require(0 <= optimizer[key] < 1, f"optimizer.{key}", optimizer[key], "a number from 0 to below 1")
     require(
-        0 <= optimizer.warmup_share <= 1, "optimizer.warmup_share", optimizer.warmup_share, "a share from 0 to 1"
+        0 <= optimizer.warmup_share <= 1,
+        "optimizer.warmup_share",
+        optimizer.warmup_share,
+        "a share from 0 to 1",
     )
     require(
-        config.train.steps > 0 or config.train.epochs > 0, "train.epochs", config.train.epochs, "a positive number"
+        config.train.steps > 0 or config.train.epochs > 0,
+        "train.epochs",
+        config.train.epochs,
+        "a positive number",
     )
     require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "at least 1 step")
-    require(config.checkpoint.keep_latest >= 1, "checkpoint.keep_latest", config.checkpoint.keep_latest, "at least 1")
+    require(
+        config.checkpoint.keep_latest >= 1,
+        "checkpoint.keep_latest",
+        config.checkpoint.keep_latest,
+        "at least 1",
+    )
     require(config.logging.every >= 1, "logging.every", config.logging.every, "at least 1 step")
 
     axes = [config.sharding[axis] for axis in ("data", "fsdp", "tensor")]
@@ -322,13 +400,25 @@ def validate(config: ConfigDict) -> None:
     require(len(set(names)) == len(names), "corpora", names, "different names")
     for entry in config.corpora:
         where = f"corpora.{entry.name}"
-        _require_choice(f"{where}.kind", entry.kind, KINDS)
-        require(len(entry.target_gsds) > 0, f"{where}.target_gsds", entry.target_gsds, "at least one target GSD")
+        _require_choice(f"{where}.kind", entry.kind, KINDS if not entry.spec else ("", *KINDS))
+        for key in ("samples", "rows_per_step", "row_length"):
+            require(entry[key] >= 0, f"{where}.{key}", entry[key], "0 or more")
+        require(
+            entry.rows_per_step % optimizer.accumulate == 0,
+            f"{where}.rows_per_step",
+            entry.rows_per_step,
+            f"a multiple of config.optimizer.accumulate = {optimizer.accumulate}",
+        )
+        require(
+            len(entry.target_gsds) > 0, f"{where}.target_gsds", entry.target_gsds, "at least one target GSD"
+        )
         for gsd in entry.target_gsds:
             require(gsd > 0, f"{where}.target_gsds", gsd, "a positive number of metres per token")
         require(entry.weight > 0, f"{where}.weight", entry.weight, "a positive share")
         for modality, share in entry.temporal_dropout.items():
-            require(0 <= share < 1, f"{where}.temporal_dropout.{modality}", share, "a share from 0 to below 1")
+            require(
+                0 <= share < 1, f"{where}.temporal_dropout.{modality}", share, "a share from 0 to below 1"
+            )
 
 
 def _nearest(value: int, factor: int) -> int:
@@ -338,7 +428,9 @@ def _nearest(value: int, factor: int) -> int:
 def _require_choice(key: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
-        raise _usage(f"config.{key} is {value!r}, expected one of {known}; {close_names(str(value), list(choices))}")
+        raise _usage(
+            f"config.{key} is {value!r}, expected one of {known}; {close_names(str(value), list(choices))}"
+        )
 
 
 def _expand_recipe(config: ConfigDict) -> None:
@@ -350,7 +442,9 @@ def _expand_recipe(config: ConfigDict) -> None:
             config.traps[key] = reference if config.recipe == "reference" else fixed
         elif float in others:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise _usage(f"config.traps.{key} is {value!r}, expected {RECIPE!r} or a share from 0 to below 1")
+                raise _usage(
+                    f"config.traps.{key} is {value!r}, expected {RECIPE!r} or a share from 0 to below 1"
+                )
             config.traps[key] = float(value)
         else:
             _require_choice(f"traps.{key}", value, (RECIPE, *dict.fromkeys((reference, fixed, *others))))
@@ -359,7 +453,9 @@ def _expand_recipe(config: ConfigDict) -> None:
 def _check_keys(config: ConfigDict, origin: str) -> None:
     """Every key of `config` must exist in default() (corpora: in corpus())."""
     if not isinstance(config, ConfigDict):
-        raise _usage(f"{origin}: get_config() returned {type(config).__name__}, expected the result of default()")
+        raise _usage(
+            f"{origin}: get_config() returned {type(config).__name__}, expected the result of default()"
+        )
     known = default()
 
     def compare(found: Any, expected: Any, prefix: str) -> None:
@@ -382,8 +478,8 @@ def _check_keys(config: ConfigDict, origin: str) -> None:
 
 
 def _is_open(path: str) -> bool:
-    """Groups whose keys are the user's: modality names."""
-    return path.endswith(".temporal_dropout")
+    """Groups whose keys are the user's: modality names, options of a reader."""
+    return path.rpartition(".")[2] in OPEN_GROUPS
 
 
 def _apply(config: ConfigDict, override: str) -> None:
@@ -397,10 +493,12 @@ def _apply(config: ConfigDict, override: str) -> None:
     for depth, part in enumerate(parts[:-1]):
         group = _member(group, part, parts[: depth + 1], config)
         if not isinstance(group, ConfigDict | tuple | list):
-            raise _usage(f"config.{'.'.join(parts[: depth + 1])} is a single value and has no key {parts[depth + 1]}")
+            raise _usage(
+                f"config.{'.'.join(parts[: depth + 1])} is a single value and has no key {parts[depth + 1]}"
+            )
     last = parts[-1]
     if isinstance(group, ConfigDict) and _is_open("." + ".".join(parts[:-1])):
-        group[last] = _typed(f"config.{key}", value, 0.0)
+        group[last] = _typed(f"config.{key}", value, OPEN_GROUPS[parts[-2]])
         return
     current = _member(group, last, parts, config)
     if isinstance(current, ConfigDict) or key == "corpora":
@@ -420,13 +518,18 @@ def _member(group: Any, part: str, path: Sequence[str], config: ConfigDict) -> A
         raise _usage(f"no corpus {part!r} in this configuration; {close_names(part, choices)}")
     if part not in group:
         full = ".".join(path)
-        choices = [key for key, _ in _flat(config)]
+        choices = [key for key, _ in flat(config)]
         raise _usage(f"no such key config.{full}; {close_names(full, choices)}")
     return group[part]
 
 
 def _typed(key: str, text: str, current: Any) -> Any:
-    """`text` as the type of `current`."""
+    """`text` as the type of `current`; None: a number or tuple if it looks like one, else text."""
+    if current is None:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
     if isinstance(current, str):
         return text
     if isinstance(current, bool):
@@ -449,14 +552,14 @@ def _typed(key: str, text: str, current: Any) -> Any:
         raise _usage(f"{key}={text!r}: expected numbers separated by commas, e.g. 5,10,20") from None
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves as (dotted key, value); corpora by name."""
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a configuration as (dotted key, value), corpora by name."""
     if isinstance(value, Mapping | ConfigDict):
         for key in value:
-            yield from _flat(value[key], f"{prefix}{key}.")
+            yield from flat(value[key], f"{prefix}{key}.")
     elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping | ConfigDict):
         for entry in value:
-            yield from _flat(entry, f"{prefix}{entry['name']}.")
+            yield from flat(entry, f"{prefix}{entry['name']}.")
     else:
         yield prefix.rstrip("."), value
 

@@ -39,7 +39,8 @@ def describe_tree(state: Any) -> dict[str, dict[str, list[Any]]]:
     """Item -> path -> [shape, dtype] of the arrays a checkpoint holds; `state` may be abstract."""
     return {
         item: {
-            name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in sharding.flat_names(getattr(state, item)).items()
+            name: [list(leaf.shape), str(leaf.dtype)]
+            for name, leaf in sharding.flat_names(getattr(state, item)).items()
         }
         for item in ARRAYS
     }
@@ -56,6 +57,7 @@ class Checkpoints:
         self.keep = (keep_latest, keep_best)
         self.failed: str = ""  # why the latest save failed, "" when it did not
         self._pending: int | None = None
+        self._remove_unfinished()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -63,11 +65,13 @@ class Checkpoints:
         latest, best = self.keep
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(latest), policies.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=best)]
+                [
+                    policies.LatestN(latest),
+                    policies.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=best),
+                ]
             ),
             best_fn=lambda metrics: metrics["loss"],
             best_mode="min",
-            cleanup_tmp_directories=True,
             create=True,
         )
         return ocp.CheckpointManager(self.folder, options=options, item_names=(*ARRAYS, "meta"))
@@ -81,6 +85,8 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
+        if self.failed:
+            self._remove_unfinished()
         arguments = {item: ocp.args.StandardSave(getattr(state, item)) for item in ARRAYS}
         arguments["meta"] = ocp.args.JsonSave({"format": FORMAT, "tree": describe_tree(state), **meta})
         self.failed = ""
@@ -105,11 +111,15 @@ class Checkpoints:
             self._manager.check_for_errors()
             if not (self.folder / str(step)).is_dir():
                 raise OSError("it was not finalised")
-            if jax.process_index() == 0:
-                self._list_files(step)
-            self._pending = None
         except Exception as error:
             self._fail(step, error)
+            return
+        self._pending = None
+        if jax.process_index() == 0:
+            try:
+                self._list_files(step)
+            except OSError as error:  # the checkpoint is whole; only a later truncation would be harder to see
+                self.note(f"WARNING: the list of files of checkpoint {step} was not written ({_first_line(error)})")
 
     def close(self) -> None:
         """Waits for the save under way and stops the background threads."""
@@ -163,13 +173,17 @@ class Checkpoints:
                     was = "is missing" if found is None else f"has {found} bytes"
                     return {}, f"{name} {was}, expected {size}"
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"], ""
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+                "meta"
+            ], ""
         except Exception as error:
             return {}, f"meta: {_first_line(error)}"
 
     def _list_files(self, step: int) -> None:
         folder = self.folder / str(step)
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+        sizes = {
+            str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()
+        }
         self.lists.mkdir(exist_ok=True)
         kept = {str(other) for other in self.steps()}
         for old in self.lists.glob("*.json"):
@@ -180,7 +194,9 @@ class Checkpoints:
         unfinished.rename(self.lists / f"{step}.json")
 
     def _set_aside(self, step: int, problem: str) -> None:
-        self.note(f"WARNING: checkpoint {self.folder / str(step)} is damaged ({problem}); using the one before it")
+        self.note(
+            f"WARNING: checkpoint {self.folder / str(step)} is damaged ({problem}); using the one before it"
+        )
         if jax.process_index() == 0:
             self.damaged.mkdir(exist_ok=True)
             target = self.damaged / str(step)
@@ -194,14 +210,25 @@ class Checkpoints:
         self.failed = _first_line(error)
         self._pending = None
         complete = self.steps()
-        last = f"the latest complete checkpoint is still step {max(complete)}" if complete else "there is none yet"
+        last = (
+            f"the latest complete checkpoint is still step {max(complete)}"
+            if complete
+            else "there is none yet"
+        )
         self.note(f"WARNING: CHECKPOINT OF STEP {step} NOT SAVED ({self.failed}); training goes on, {last}")
-        # A fresh manager forgets the failure; opening it removes the half-written folder and frees its space.
+        # A fresh manager forgets the failure. The half-written folder goes now, to free its space, and again before
+        # the next save: threads of the failed one may still be writing.
         try:
             self._manager.close()
         except Exception as again:  # the same failure, raised a second time
             self.failed = _first_line(again)
+        self._remove_unfinished()
         self._manager = self._open()
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0 and self.folder.is_dir():
+            for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -243,7 +270,9 @@ def find(path: str | Path) -> Path:
         steps = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
         if steps:
             return max(steps, key=lambda entry: int(entry.name))
-    raise UserError(f"no checkpoint at {path}; expected a workdir, its checkpoints folder, or one of its steps", DATA)
+    raise UserError(
+        f"no checkpoint at {path}; expected a workdir, its checkpoints folder, or one of its steps", DATA
+    )
 
 
 def load(path: str | Path) -> Loaded:
@@ -265,7 +294,9 @@ def load(path: str | Path) -> Loaded:
                     group = group.setdefault(parent, {})
                 group[last] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=here)
             arguments = ocp.args.StandardRestore(abstract)
-            trees.append(ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(folder / item, args=arguments))
+            trees.append(
+                ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(folder / item, args=arguments)
+            )
     except Exception as error:
         raise UserError(f"checkpoint {folder} cannot be read: {_first_line(error)}", DATA) from error
     return Loaded(trees[0], trees[1], meta, folder)

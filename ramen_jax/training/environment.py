@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 from ml_collections import ConfigDict
 
@@ -29,6 +31,12 @@ def enable_compilation_cache(config: ConfigDict) -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", config.compile_cache.min_seconds)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
+
+
+def quiet_libraries() -> None:
+    """Keeps Orbax from printing the stack of every background thread that a full disk stops: we say it in a line."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def compile_step(step: Any, state: Any, rows: Any, program: Path | None = None) -> tuple[Any, float]:
@@ -63,7 +71,11 @@ def git_hash() -> str:
     folder = Path(ramen_jax.__file__).parent
     try:
         commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
         changed = subprocess.run(
             ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"],
@@ -75,3 +87,8 @@ def git_hash() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return commit + ("+" if changed else "")
+
+
+def usable_cores() -> set[int]:
+    """Processor cores this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

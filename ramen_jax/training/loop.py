@@ -20,21 +20,12 @@ from ml_collections import ConfigDict
 from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.data.pipeline import StepBatch
 from ramen_jax.training import checkpoint, environment, optimizer, sharding
 from ramen_jax.training.metrics import Clock, Metrics
 from ramen_jax.training.step import Model, State, create_state, make_evaluation, make_step, state_shardings
 
 BAD_SAMPLES_FREE = 3  # so many bad samples never stop a run, however few were seen
-
-
-class Batch(NamedTuple):
-    """One step's rows of this process."""
-
-    step: int
-    corpus: str
-    rows: Any  # numpy
-    ids: list[str]  # of the samples in it
-    bad: list[dict[str, Any]]  # samples left out, with the reason
 
 
 class Job(NamedTuple):
@@ -43,10 +34,10 @@ class Job(NamedTuple):
     model: Model
     sensors: Mapping[str, Mapping[str, Any]]  # corpus -> modality -> Sensor
     fingerprints: Mapping[str, str]  # corpus -> of its prepared data
-    batches: Callable[[int], Iterable[Batch]]  # start step -> batches, without end
+    batches: Callable[[int], Iterable[StepBatch]]  # start step -> batches, without end
     steps: int  # length of the training
     steps_per_epoch: float
-    validation: Callable[[], Iterable[Batch]] | None = None  # the same finite batches at each call
+    validation: Callable[[], Iterable[StepBatch]] | None = None  # the same finite batches at each call
 
 
 class Outcome(NamedTuple):
@@ -55,6 +46,7 @@ class Outcome(NamedTuple):
     step: int  # steps done
     complete: bool
     loss: float  # of the last step run here, NaN when none was
+    signalled: bool = False  # stopped by SIGTERM
 
 
 def run(config: ConfigDict, workdir: Path, job: Job) -> Outcome:
@@ -63,6 +55,7 @@ def run(config: ConfigDict, workdir: Path, job: Job) -> Outcome:
     Raises UserError when the workdir holds another configuration, a checkpoint does not fit, a loss is not finite,
     too many samples are bad, or the last checkpoint could not be written.
     """
+    environment.quiet_libraries()
     claim_workdir(config, workdir)
     mesh = sharding.make_mesh(config)
     return _Run(config, workdir, job, mesh).train()
@@ -80,10 +73,11 @@ class _Run:
         self.evaluations: dict[str, Any] = {}
         self.primary = jax.process_index() == 0
         self.stopping = threading.Event()
-        self.pending: tuple[Batch, Any] | None = None  # dispatched, metrics not read yet
+        self.pending: tuple[StepBatch, Any] | None = None  # dispatched, metrics not read yet
         self.losses: list[float] = []  # since the last checkpoint
         self.seen = self.bad = 0
         self.last_loss = float("nan")
+        self.told = False  # that metrics cannot be written
 
     def train(self) -> Outcome:
         config, job = self.config, self.job
@@ -99,7 +93,9 @@ class _Run:
         self.clock = Clock(self.mesh.size, jax.devices()[0].device_kind, saved)
         if self.primary:
             environment.describe_run(self.workdir, config, state.params, job.model.logical_axes)
-        self.metrics = Metrics(self.workdir, start, config.logging.every, config.logging.tensorboard, self.primary)
+        self.metrics = Metrics(
+            self.workdir, start, config.logging.every, config.logging.tensorboard, self.primary
+        )
         previous = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self.stopping.set())
@@ -114,8 +110,10 @@ class _Run:
                 signal.signal(signal.SIGTERM, previous)
             self.metrics.close()
         if self.checkpoints.failed:
-            raise UserError(f"the checkpoint of the last step {done} was not saved: {self.checkpoints.failed}", DATA)
-        return Outcome(done, done >= job.steps, self.last_loss)
+            raise UserError(
+                f"the checkpoint of the last step {done} was not saved: {self.checkpoints.failed}", DATA
+            )
+        return Outcome(done, done >= job.steps, self.last_loss, self.stopping.is_set() and done < end)
 
     def restore_or_create(self) -> tuple[State, int, dict[str, Any]]:
         abstract = self.abstract_state()
@@ -138,25 +136,29 @@ class _Run:
                 compiled = self.steps.get(batch.corpus) or self.compile(batch, state, rows)
                 with jax.transfer_guard("disallow"):
                     state, metrics = compiled(state, rows)
-                self.read_pending()
+                self.read_pending(state)
                 self.pending = (batch, metrics)
             else:
                 state = state._replace(step=self.place(np.int32(step + 1)))
             step += 1
             last = step >= end or self.stopping.is_set()
             validated = None
-            if self.job.validation and config.validation.every and (step % config.validation.every == 0 or last):
-                self.read_pending()
+            if (
+                self.job.validation
+                and config.validation.every
+                and (step % config.validation.every == 0 or last)
+            ):
+                self.read_pending(state)
                 validated = self.validate(state, step)
             if step % config.checkpoint.every == 0 or last:
-                self.read_pending()
+                self.read_pending(state)
                 self.save(state, step, validated)
             self.checkpoints.poll()
             if last:
                 break
         return step
 
-    def compile(self, batch: Batch, state: State, rows: Any) -> Any:
+    def compile(self, batch: StepBatch, state: State, rows: Any) -> Any:
         """Compiles the step of a corpus, once: rows of another shape are an error, not a second program."""
         sensors = self.job.sensors[batch.corpus]
         step = make_step(
@@ -171,8 +173,8 @@ class _Run:
         self.clock.pause()
         return compiled
 
-    def read_pending(self) -> None:
-        """Reads, logs and judges the metrics of the step dispatched before."""
+    def read_pending(self, state: State) -> None:
+        """Reads, logs and judges the metrics of the step dispatched before; `state` is the newest."""
         if self.pending is None:
             return
         batch, device_metrics = self.pending
@@ -180,20 +182,22 @@ class _Run:
         values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         loss, step = values["loss"], batch.step
         if not np.isfinite(loss) or not np.isfinite(values["gradient_norm"]):
-            self.stop_not_finite(batch, values)
+            self.stop_not_finite(batch, values, state)
         self.last_loss = loss
         self.losses.append(loss)
         padded = batch.rows.decoder_segment_RxL.size * jax.process_count()
         self.clock.tick(values["views"], values["tokens"], padded)
         rates = self.clock.rates()
         self.metrics.write(step, {"corpus": batch.corpus, **values, **rates})
-        if self.metrics.failed:
+        if self.metrics.failed and not self.told:
             self.bar.note(f"WARNING: metrics are not being written ({self.metrics.failed}); training goes on")
-            self.metrics.failed = ""
+            self.told = True
         self.bar.advance(info=self.clock.line(loss, self.job.steps - step - 1))
 
-    def stop_not_finite(self, batch: Batch, values: Mapping[str, float]) -> None:
-        """The device applied neither this step nor the one after it: names the samples and ends the run."""
+    def stop_not_finite(self, batch: StepBatch, values: Mapping[str, float], state: State) -> None:
+        """The device applied neither this step nor the one after it: saves, names the samples, ends the run."""
+        self.save(state, batch.step, None)
+        self.checkpoints.wait()
         names = [name for name, value in values.items() if not np.isfinite(value)]
         report = {"step": batch.step, "corpus": batch.corpus, "not_finite": names, "samples": batch.ids}
         path = self.workdir / f"not_finite_{batch.step}_process{jax.process_index()}.json"
@@ -213,7 +217,9 @@ class _Run:
         for batch in self.job.validation():
             rows = sharding.put_rows(batch.rows, self.mesh)
             if batch.corpus not in self.evaluations:
-                self.evaluations[batch.corpus] = make_evaluation(self.job.model, self.job.sensors[batch.corpus])
+                self.evaluations[batch.corpus] = make_evaluation(
+                    self.job.model, self.job.sensors[batch.corpus]
+                )
             losses = jax.device_get(self.evaluations[batch.corpus](state.params, state.statistics, rows))
             for name, value in losses.items():
                 sums.setdefault(f"validation/{name}", []).append(float(value))
@@ -239,7 +245,7 @@ class _Run:
         self.losses = []
         self.clock.pause()
 
-    def count_bad(self, batch: Batch) -> None:
+    def count_bad(self, batch: StepBatch) -> None:
         """Lists samples that could not be used, and stops above config.data.max_bad_share of those seen."""
         self.seen += len(batch.ids) + len(batch.bad)
         if not batch.bad:
@@ -247,7 +253,7 @@ class _Run:
         self.bad += len(batch.bad)
         with (self.workdir / "bad_samples.jsonl").open("a") as file:
             for entry in batch.bad:
-                file.write(json.dumps({"step": batch.step, "corpus": batch.corpus, **entry}) + "\n")
+                file.write(json.dumps(entry) + "\n")
         share = self.bad / self.seen
         if self.bad > BAD_SAMPLES_FREE and share > self.config.data.max_bad_share:
             raise UserError(
@@ -284,7 +290,9 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         try:
             lines = configuration.differences(configuration.plain(config), json.loads(path.read_text()))
         except ValueError as error:
-            raise UserError(f"{path} is not readable JSON ({error}); restore it or use another workdir", DATA) from None
+            raise UserError(
+                f"{path} is not readable JSON ({error}); restore it or use another workdir", DATA
+            ) from None
         if lines:
             shown = "\n  ".join(lines)
             raise UserError(

@@ -18,10 +18,12 @@ class Metrics:
     """metrics.jsonl (every step) and TensorBoard (every `every` steps) of one workdir.
 
     Opening at `start` drops lines of later steps, which a killed run may have written after its last checkpoint. A
-    full disk loses lines, never the training: the first failure is kept in `failed`. Only the `primary` process writes.
+    full disk loses lines, never the training: the first failure stays in `failed`. Only the `primary` process writes.
     """
 
-    def __init__(self, workdir: Path, start: int, every: int, tensorboard: bool, primary: bool = True) -> None:
+    def __init__(
+        self, workdir: Path, start: int, every: int, tensorboard: bool, primary: bool = True
+    ) -> None:
         self.path = workdir / "metrics.jsonl"
         self.every = every
         self.failed = ""
@@ -91,7 +93,9 @@ class Clock:
     `core_seconds` counts devices x seconds spent in steps, by device kind, and travels in the checkpoint.
     """
 
-    def __init__(self, devices: int, kind: str, saved: Mapping[str, Any] | None = None, window: int = 50) -> None:
+    def __init__(
+        self, devices: int, kind: str, saved: Mapping[str, Any] | None = None, window: int = 50
+    ) -> None:
         self.devices, self.kind = devices, kind
         self.core_seconds: dict[str, float] = dict((saved or {}).get("core_seconds", {}))
         self._ticks = 0

@@ -34,7 +34,9 @@ def schedule(config: ConfigDict, steps: int, steps_per_epoch: float) -> optax.Sc
             # A hair above, so that a whole number of steps per epoch does not round down to the epoch before.
             time = jnp.floor(time / steps_per_epoch + 1e-4)
         rising = start + (peak - start) * time / rise
-        falling = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((time - warmup) / fall, 0, 1)))
+        falling = final + (peak - final) * 0.5 * (
+            1 + jnp.cos(jnp.pi * jnp.clip((time - warmup) / fall, 0, 1))
+        )
         return jnp.where(time < warmup, rising, falling)
 
     return rate
@@ -46,6 +48,10 @@ def make_optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTr
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
         optax.adamw(
-            rate, b1=optimizer.beta1, b2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+            rate,
+            b1=optimizer.beta1,
+            b2=optimizer.beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
         ),
     )

@@ -82,7 +82,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_rows(rows: Any, mesh: Mesh) -> Any:
     """This process's rows (numpy) as global arrays, split over data x fsdp along their first axis."""
     sharding = NamedSharding(mesh, ROWS)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows
+    )
 
 
 def table(tree: Any, logical_axes: LogicalAxes) -> str:
@@ -93,5 +95,7 @@ def table(tree: Any, logical_axes: LogicalAxes) -> str:
         total += leaf.size
         spec = getattr(leaf.sharding, "spec", PartitionSpec())
         logical = ",".join(axis or "-" for axis in axes)
-        lines.append(f"{name}\t{'x'.join(map(str, leaf.shape)) or 'scalar'}\t{leaf.dtype}\t({logical})\t{spec}")
+        lines.append(
+            f"{name}\t{'x'.join(map(str, leaf.shape)) or 'scalar'}\t{leaf.dtype}\t({logical})\t{spec}"
+        )
     return "\n".join([*lines, f"total\t{total:,}"]) + "\n"

@@ -71,7 +71,9 @@ def _keys(tree: Tree, kind: type) -> Tree:
     }
 
 
-def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, config: ConfigDict) -> State:
+def state_shardings(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, config: ConfigDict
+) -> State:
     """The sharding of every leaf of the state, from shapes alone."""
     shapes = jax.eval_shape(lambda: _create(model, optimizer))
     whole = sharding.replicated(mesh)
@@ -109,7 +111,9 @@ def make_step(
     Metrics are float32 scalars: "loss", "loss/{modality}", "gradient_norm", "learning_rate", "tokens", "views".
     """
     seed, micro = config.seed, config.optimizer.accumulate
-    compute = sharding.tree_shardings(parameter_shapes(model), mesh, config.sharding.compute, model.logical_axes)
+    compute = sharding.tree_shardings(
+        parameter_shapes(model), mesh, config.sharding.compute, model.logical_axes
+    )
 
     def step(state: State, rows_R: Any) -> tuple[State, dict[str, jax.Array]]:
         counts = model.counts(rows_R)
@@ -132,7 +136,9 @@ def make_step(
         alive = state.alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = State(state.step + 1, alive, optax.apply_updates(state.params, updates), statistics, opt_state)
-        new = jax.tree.map(lambda after, before: jnp.where(alive, after, before), new, state._replace(alive=alive))
+        new = jax.tree.map(
+            lambda after, before: jnp.where(alive, after, before), new, state._replace(alive=alive)
+        )
 
         metrics["gradient_norm"] = norm
         metrics["learning_rate"] = rate(state.step)

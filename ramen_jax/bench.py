@@ -1,0 +1,204 @@
+"""`python -m ramen_jax.bench`: time and memory of the real training step on this machine.
+
+Random images in a corpus's geometry, one view per row and no padding, through the very step that training compiles.
+Nothing is read from disk, so the figures are those of the model alone; `--data-only` measures the other half, the
+data pipeline of a configuration without any model.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ramen_jax import config as configuration
+from ramen_jax import console
+from ramen_jax.console import USAGE, UserError, close_names
+from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
+from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
+from ramen_jax.training import environment, experiment, optimizer, sharding
+from ramen_jax.training.step import create_state, make_step, state_shardings
+
+EXAMPLES = """  python -m ramen_jax.bench --config configs/base.py --corpus flairhub --target-gsd 10 --batch 1 --dates 8
+  python -m ramen_jax.bench --config configs/base.py --corpus mmearth --target-gsd 20 --batch 2
+  python -m ramen_jax.bench --config configs/base.py --corpus flairhub --data-only --workdir runs/base"""
+
+
+def random_image(modality: ModalitySpec, dates: int, rng: np.random.Generator) -> Image:
+    """Noise around the sensor's mean, in stored units, in the modality's shape."""
+    bands = len(modality.sensor.bands)
+    shape = (dates, bands, modality.height, modality.width)
+    values = rng.standard_normal(shape, np.float32)
+    if modality.sensor.mean is not None and modality.sensor.std is not None:
+        mean, std = np.array(modality.sensor.mean), np.array(modality.sensor.std)
+        physical = values * std[:, None, None] + mean[:, None, None]
+        values = (physical - modality.sensor.offset) / modality.sensor.scale
+    dtype = np.dtype(modality.dtype)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.round(values), limits.min, limits.max)
+    days = np.linspace(1, 366, dates).astype(np.int16)
+    return Image(values.astype(dtype), days, np.ones(bands, bool))
+
+
+def with_statistics(spec: CorpusSpec) -> CorpusSpec:
+    """The same corpus, sensors without statistics getting mean 0 and standard deviation 1 (the noise's own)."""
+    modalities = []
+    for modality in spec.modalities:
+        bands = len(modality.sensor.bands)
+        sensor = modality.sensor
+        if sensor.mean is None or sensor.std is None:
+            sensor = sensor.with_statistics((0.0,) * bands, (1.0,) * bands)
+        modalities.append(ModalitySpec(**{**modality.__dict__, "sensor": sensor}))
+    return CorpusSpec(spec.name, tuple(modalities), spec.fingerprint)
+
+
+def random_views(
+    spec: CorpusSpec, count: int, target_gsd: float, dates: int, modalities: Sequence[str], seed: int = 0
+) -> list[list[PackedView]]:
+    """`count` rows of one view each; series have `dates` dates (0: the corpus's longest)."""
+    rng = np.random.default_rng(seed)
+    rows, columns = view_grid(spec, target_gsd)
+    views = []
+    for index in range(count):
+        images = {
+            modality.name: random_image(
+                modality, (dates or modality.max_dates) if modality.series else 1, rng
+            )
+            for modality in spec.modalities
+            if modality.name in modalities
+        }
+        noise = rng.random(rows * columns * len(modalities))
+        views.append([PackedView(Sample(f"random{index}", images), target_gsd, tuple(modalities), noise)])
+    return views
+
+
+def peak_memory() -> tuple[float, str]:
+    """(bytes, what they are): device memory where the backend counts it, resident memory of the process otherwise."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return float(statistics["peak_bytes_in_use"]), "peak device memory"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit, "peak resident memory"
+
+
+def measure_step(
+    config: Any, spec: CorpusSpec, target_gsd: float, dates: int, modalities: Sequence[str], steps: int
+) -> dict[str, float]:
+    """Seconds per step after compilation (median and fastest), compile seconds, tokens, peak memory."""
+    mesh = sharding.make_mesh(config)
+    model = experiment.ramen(config)
+    rate = optimizer.schedule(config, 1000, 100)
+    transformation = optimizer.make_optimizer(config, rate)
+    shardings = state_shardings(model, transformation, mesh, config)
+    views = random_views(spec, config.data.rows_per_step, target_gsd, dates, modalities)
+    rows = pack(
+        spec,
+        views,
+        exact_capacity(spec, views, temporal=config.traps.temporal, mask_ratio=config.model.mask_ratio),
+        sampling=config.traps.sampling,
+        time_mask=config.traps.time_mask,
+        temporal=config.traps.temporal,
+        mask_ratio=config.model.mask_ratio,
+    )
+    sensors = {modality.name: modality.sensor for modality in spec.modalities}
+    step = make_step(model, transformation, rate, sensors, config, mesh, shardings)
+    state = create_state(model, transformation, shardings)
+    placed = sharding.put_rows(rows, mesh)
+    compiled, compile_seconds = environment.compile_step(step, state, placed)
+    seconds = []
+    for _ in range(steps + 1):
+        began = time.monotonic()
+        state, metrics = compiled(state, placed)
+        loss = float(jax.device_get(metrics["loss"]))
+        seconds.append(time.monotonic() - began)
+    if not np.isfinite(loss):
+        raise RuntimeError(f"the loss of the benchmark became {loss}")
+    timed = sorted(seconds[1:])
+    return {
+        "compile_seconds": compile_seconds,
+        "step_seconds": timed[len(timed) // 2],
+        "fastest_seconds": timed[0],
+        "tokens": float(np.sum(rows.decoder_segment_RxL > 0)),
+        "padded_tokens": float(rows.decoder_segment_RxL.size),
+        "visible_tokens": float(np.sum(rows.encoder_segment_RxE > 0)),
+        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
+        "loss": loss,
+        "peak_bytes": peak_memory()[0],
+    }
+
+
+def run() -> int:
+    """The command."""
+    parser = console.parser(
+        "bench", "Time and memory of the training step, or of the data pipeline.", EXAMPLES
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="configuration, e.g. configs/base.py")
+    parser.add_argument("--corpus", required=True, help="corpus geometry: flairhub, mmearth, worldstrat, ...")
+    parser.add_argument(
+        "--target-gsd", type=float, default=10.0, metavar="METRES", help="metres per token (10)"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="views per step (1)")
+    parser.add_argument(
+        "--dates", type=int, default=0, help="dates of every series (0: the corpus's longest)"
+    )
+    parser.add_argument("--modalities", default="", help="kept ones, in token order, comma-separated (all)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps after a first untimed one (3)")
+    parser.add_argument(
+        "--data-only", action="store_true", help="measure the data pipeline instead of the model"
+    )
+    parser.add_argument(
+        "--workdir", default="", metavar="DIR", help="of the prepared corpora, with --data-only"
+    )
+    arguments, overrides = configuration.parse(parser)
+    overrides += [f"data.rows_per_step={arguments.batch}"] if not arguments.data_only else []
+    config = configuration.load(arguments.config, overrides)
+    if arguments.data_only:
+        for line in experiment.measure_data(config, arguments.workdir, arguments.corpus, arguments.steps):
+            print(line)
+        return 0
+    if arguments.target_gsd <= 0:
+        raise UserError(
+            f"--target-gsd is {arguments.target_gsd:g}, expected a positive number of metres", USAGE
+        )
+    if arguments.batch < 1 or arguments.steps < 1 or arguments.dates < 0:
+        raise UserError("--batch and --steps must be at least 1, --dates at least 0", USAGE)
+    environment.enable_compilation_cache(config)
+    spec = with_statistics(experiment.geometry(arguments.corpus))
+    known = [modality.name for modality in spec.modalities]
+    modalities = arguments.modalities.split(",") if arguments.modalities else known
+    for name in modalities:
+        if name not in known:
+            raise UserError(f"corpus {spec.name} has no modality {name!r}; {close_names(name, known)}", USAGE)
+    figures = measure_step(config, spec, arguments.target_gsd, arguments.dates, modalities, arguments.steps)
+    print_table(arguments, config, modalities, figures)
+    return 0
+
+
+def print_table(arguments: Any, config: Any, modalities: Sequence[str], figures: dict[str, float]) -> None:
+    """The figures, one a line."""
+    seconds = figures["step_seconds"]
+    device = jax.devices()[0]
+    what = "cores" if device.platform == "cpu" else device.device_kind
+    count = len(environment.usable_cores()) if device.platform == "cpu" else jax.device_count()
+    print(f"machine            {count} {what}, jax {jax.__version__}")
+    print(
+        f"model              {figures['parameters']:,.0f} parameters, {config.model.dtype}, recipe {config.recipe}"
+    )
+    print(
+        f"geometry           {arguments.corpus}, {arguments.target_gsd:g} m, batch {arguments.batch}, "
+        f"{', '.join(modalities)}, {arguments.dates or 'all'} dates"
+    )
+    print(f"tokens per step    {figures['tokens']:,.0f} decoder, {figures['visible_tokens']:,.0f} encoder")
+    print(f"compile            {figures['compile_seconds']:.1f} s")
+    print(f"step               {seconds:.3f} s median, {figures['fastest_seconds']:.3f} s fastest")
+    print(f"samples/s          {arguments.batch / seconds:.3f}")
+    print(f"tokens/s           {figures['tokens'] / seconds:,.0f}")
+    print(f"{peak_memory()[1]:<18} {figures['peak_bytes'] / 2**30:.2f} GiB")
+
+
+if __name__ == "__main__":
+    console.main(run)

@@ -1,0 +1,59 @@
+"""`python -m ramen_jax.train`: pretraining, from nothing or from where the workdir left off.
+
+A workdir holds one run: its configuration, prepared corpora, checkpoints, metrics and what it ran on. Starting the
+same command again resumes from the newest complete checkpoint and ends with the same losses, bit for bit, as a run
+that was never interrupted.
+"""
+
+from pathlib import Path
+
+import jax
+
+from ramen_jax import config as configuration
+from ramen_jax import console
+from ramen_jax.training import environment, experiment, loop
+
+STOPPED_BY_SIGNAL = 143
+
+EXAMPLES = """  python -m ramen_jax.train --config configs/tiny.py --workdir runs/tiny
+  python -m ramen_jax.train --config configs/base.py --workdir runs/base --config.optimizer.learning_rate=3e-4
+  python -m ramen_jax.train --config configs/base.py:quicktest --workdir /tmp/quicktest
+  python -m ramen_jax.train --config configs/tiny.py --print-config          every key with its value, then exit"""
+
+
+def run() -> int:
+    """The command."""
+    parser = console.parser("train", "Pretrains RAMEN; resumes by itself from the workdir.", EXAMPLES)
+    parser.add_argument("--config", required=True, metavar="FILE", help="configuration, e.g. configs/base.py")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of this run, created if need be")
+    parser.add_argument("--print-config", action="store_true", help="print the configuration and exit")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="several processes (TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS and its companions): join the others first",
+    )
+    arguments, overrides = configuration.parse(parser)
+    config = configuration.load(arguments.config, overrides)
+    if arguments.print_config:
+        for key, value in configuration.flat(config):
+            print(f"config.{key} = {value!r}")
+        return 0
+    if not arguments.workdir:
+        raise console.UserError("--workdir is missing: the folder that keeps this run", console.USAGE)
+    if arguments.distributed:
+        jax.distributed.initialize()
+    environment.enable_compilation_cache(config)
+    workdir = Path(arguments.workdir)
+    loop.claim_workdir(config, workdir)
+    job = experiment.build(config, workdir)
+    outcome = loop.run(config, workdir, job)
+    if jax.process_index() == 0:
+        if outcome.complete:
+            print(f"training complete: {outcome.step} steps, in {workdir}")
+        else:
+            print(f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there")
+    return STOPPED_BY_SIGNAL if outcome.signalled else 0
+
+
+if __name__ == "__main__":
+    console.main(run)
