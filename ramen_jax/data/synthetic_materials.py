@@ -160,18 +160,18 @@ def endmember_reflectance(sensor: Sensor, toa: bool = False) -> np.ndarray:
     """Reflectance [E, C] (0..1) of the endmembers in the optical bands of a sensor, integrated over their response.
 
     The registry knows centres only, so the response is a Gaussian with a width typical of multispectral instruments:
-    FWHM 6 % of the wavelength, at least 20 nm. `toa` lets the water vapour band at 1370 nm absorb, as seen from orbit.
+    FWHM 4 % of the wavelength, at least 20 nm. `toa` lets the water vapour band at 1370 nm absorb, as seen from orbit.
     """
     grid = np.arange(380.0, 2521.0, 4.0)
     spectra = np.stack([np.interp(grid, _KNOTS, values) for values in _SPECTRA.values()]) / 100
     if toa:
-        spectra = spectra * (1 - 0.985 * np.exp(-(((grid - 1380) / 45) ** 2)))
+        spectra = spectra * (1 - 0.995 * np.exp(-(((grid - 1380) / 70) ** 4)))
     columns = []
     for band in sensor.bands:
         if band.wavelength_nm is None:
             columns.append(np.zeros(len(spectra)))
             continue
-        sigma = max(20.0, 0.06 * band.wavelength_nm) / 2.355
+        sigma = max(20.0, 0.04 * band.wavelength_nm) / 2.355
         response = np.exp(-0.5 * ((grid - np.clip(band.wavelength_nm, 400, 2500)) / sigma) ** 2)
         columns.append(spectra @ (response / response.sum()))
     result = np.stack(columns, axis=1)
