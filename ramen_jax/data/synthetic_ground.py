@@ -176,7 +176,9 @@ class Ground:
         if kind.field[0] > 80:
             cover[edge_hxw < 1.2] = INDEX["grass"]
         if kind.wild:
-            cover[_top(wild, kind.wild * rng.uniform(0.5, 1.5))] = INDEX[kind.wilderness]
+            open_ground = _top(wild, kind.wild * rng.uniform(0.5, 1.5))
+            cover[open_ground] = INDEX[kind.wilderness]
+            cover[open_ground & (self.dtm_hxw > 1900)] = INDEX["snow"]
         woods = self._noise(rng, max(side / 3, 40), octaves=4, roughness=0.45)
         needles = self._noise(rng, max(side / 3, 40), octaves=3)
         species = np.where(_top(needles, kind.conifers), INDEX["coniferous"], INDEX["deciduous"]).astype(
@@ -340,7 +342,8 @@ def _build(
     roof = eaves + (0.0 if sheds else 0.55) * np.minimum(-from_v, 4.5)
     choice = per_plot(0, 1)
     if sheds:
-        material = np.where(choice < 0.75, INDEX["metal roof"], INDEX["slate roof"])
+        material = np.where(choice < 0.7, INDEX["metal roof"], INDEX["slate roof"])
+        material = np.where(choice > 0.9, INDEX["greenhouse"], material)
         ground = np.where(choice < 0.7, INDEX["asphalt"], INDEX["gravel"])
     else:
         material = np.where(choice < 0.62, INDEX["tile roof"], INDEX["slate roof"])
