@@ -12,6 +12,7 @@ Shape letters: T dates, C bands, H, W pixels, D width, R rows (places), E tokens
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -211,12 +212,10 @@ class Model:
         sensors = {name: self.sensor(image.sensor or name) for name, image in given.items()}
         spec, sample = describe_place(given, sensors, target_gsd)
         rows = self.pack(spec, [sample], target_gsd)
-        encoded_1xExD = np.asarray(
-            self._run(self._arrays, rows, tuple(sorted(sensors.items())), bool(layers))
-        )[:, 0]
+        encoded = np.asarray(self.run(rows, sensors, bool(layers)))[:, 0]
         grid = packing.view_grid(spec, target_gsd)
-        maps = [_maps(layer_ExD, list(given), grid) for layer_ExD in encoded_1xExD]
-        return Features(maps[-1], encoded_1xExD[-1, 0], tuple(maps[layer] for layer in layers))
+        maps = [token_maps(layer_ExD, list(given), grid) for layer_ExD in encoded]
+        return Features(maps[-1], encoded[-1, 0], tuple(maps[layer] for layer in layers))
 
     def traceable(
         self, images: Mapping[str, Image], sensors: Mapping[str, Sensor], target_gsd: float
@@ -228,7 +227,6 @@ class Model:
         spec, sample = describe_place(images, sensors, target_gsd)
         rows = self.pack(spec, [sample], target_gsd)
         grid = packing.view_grid(spec, target_gsd)
-        fixed = tuple(sorted(sensors.items()))
 
         def function(values: dict[str, jax.Array], days: dict[str, jax.Array]) -> dict[str, jax.Array]:
             given = {
@@ -237,22 +235,32 @@ class Model:
                 )
                 for name, image in rows.images.items()
             }
-            encoded_ExD = self._run(self._arrays, rows._replace(images=given), fixed, False)[0, 0]
-            return _maps(encoded_ExD, list(images), grid)
+            return token_maps(self.run(rows._replace(images=given), sensors)[0, 0], list(images), grid)
 
         example = {name: image.values for name, image in images.items()}
         return function, (example, {name: image.days.astype(np.float32) for name, image in images.items()})
 
     def pack(self, spec: CorpusSpec, samples: Sequence[Sample], target_gsd: float) -> Rows:
-        """Whole places as packed rows, one per row, every token visible."""
+        """Whole places as packed rows, one per row, every token visible; frames without a valid pixel are left out."""
         names = tuple(modality.name for modality in spec.modalities)
         rows, columns = packing.view_grid(spec, target_gsd)
         noise = np.arange(len(names) * rows * columns, dtype=np.float32)
-        views = [[packing.PackedView(sample, target_gsd, names, noise)] for sample in samples]
+        views = [
+            [packing.PackedView(sample, target_gsd, names, noise, dates=_measured_frames(sample))]
+            for sample in samples
+        ]
         capacity = packing.exact_capacity(spec, views, mask_ratio=0.0)
+        # The length of the series is the specification's, so that a frame left out changes no shape.
+        capacity = dataclasses.replace(
+            capacity, dates=tuple(modality.max_dates for modality in spec.modalities)
+        )
         return packing.pack(
             spec, views, capacity, sampling=self.traps.sampling, time_mask="fixed", mask_ratio=0.0
         )
+
+    def run(self, rows: Rows, sensors: Mapping[str, Sensor], every_layer: bool = False) -> jax.Array:
+        """Encoded rows [layers, R, E, D] float32: the last layer, or every one."""
+        return self._run(self._arrays, rows, tuple(sorted(sensors.items())), every_layer)
 
 
 def split_encoder(config: Any, traps: Any) -> tuple[Any, Any, Any]:
@@ -331,7 +339,7 @@ def cost(
     if isinstance(sensors, Sensor | str):
         sensors = [sensors]
     named = sensors if isinstance(sensors, Mapping) else {str(i): sensor for i, sensor in enumerate(sensors)}
-    found = {name: _any_sensor(model, sensor) for name, sensor in named.items()}
+    found = {name: find_sensor(model, sensor) for name, sensor in named.items()}
     first = next(iter(found.values()))
     sides = [max(round(side / first.gsd), 1) for side in (height, width)]
     try:
@@ -361,7 +369,7 @@ def cost(
     return Cost(len(found) * tokens, rows, columns, flops, 4.0 * (weights + activations))
 
 
-def _any_sensor(model: Model, given: Sensor | str) -> Sensor:
+def find_sensor(model: Model, given: Sensor | str) -> Sensor:
     """Like Model.sensor, statistics or not: costs need none."""
     if isinstance(given, str) and given in registry():
         return registry()[given]
@@ -454,9 +462,20 @@ def missing_pixels(values_TxCxHxW: np.ndarray, nodata: float | None) -> np.ndarr
     return missing
 
 
-def _maps(layer_ExD: Any, names: Sequence[str], grid: tuple[int, int]) -> dict[str, Any]:
+def token_maps(layer_ExD: Any, names: Sequence[str], grid: tuple[int, int]) -> dict[str, Any]:
+    """One place's tokens, class token first, as {modality: [D, rows, columns]}."""
     tokens = layer_ExD[1:].reshape(len(names), *grid, -1).transpose(0, 3, 1, 2)
     return dict(zip(names, tokens, strict=True))
+
+
+def _measured_frames(sample: Sample) -> dict[str, np.ndarray]:
+    """Per modality the frames with a valid pixel; the first one where there is none."""
+    kept = {}
+    for name, image in sample.images.items():
+        if image.valid is not None:
+            measured = np.flatnonzero(image.valid.any(axis=(1, 2)))
+            kept[name] = measured if measured.size else np.zeros(1, int)
+    return kept
 
 
 def _integer_keys(tree: Any) -> Any:
