@@ -43,9 +43,9 @@ def load(checkpoint: Path) -> Trained:
     return Trained(ramen(config).join(loaded.params, loaded.statistics), config, int(loaded.meta["step"]))
 
 
-def packed(corpus: Prepared, view: PackedView, config: Any, mask_ratio: float) -> Any:
-    """The rows of a single view, without padding."""
-    rows = [[view]]
+def packed(corpus: Prepared, views: list[PackedView], config: Any, mask_ratio: float) -> Any:
+    """Rows of one view each."""
+    rows = [[view] for view in views]
     capacity = exact_capacity(corpus.spec, rows, temporal=config.traps.temporal, mask_ratio=mask_ratio)
     return pack(
         corpus.spec,
@@ -86,7 +86,7 @@ def reconstructions(trained: Trained, corpus: Prepared, view: PackedView) -> dic
 
     config = trained.config
     sensors = sensors_of(corpus.spec)
-    rows = packed(corpus, view, config, config.model.mask_ratio)
+    rows = packed(corpus, [view], config, config.model.mask_ratio)
 
     @nnx.jit
     def run(module: Any, rows: Any) -> Any:
@@ -146,22 +146,30 @@ def best_frame(image: Any, sensor: Sensor) -> int:
     return min(range(len(image.values)), key=rank)
 
 
-def features(trained: Trained, corpus: Prepared, sample: Sample, target_gsd: float) -> np.ndarray:
-    """Features of a whole scene, nothing hidden: [G, G, D], the mean over the modalities' tokens at each place."""
+def features(
+    trained: Trained, corpus: Prepared, sample: Sample, target_gsds: list[float]
+) -> list[np.ndarray]:
+    """Features of a whole scene, nothing hidden, at each target GSD, as one program of one row each.
+
+    Returns: [G, G, D] per target GSD, the mean over the modalities' tokens at each place.
+    """
     import jax
     from flax import nnx
 
-    view = whole_view(corpus, sample, target_gsd, seed=0)
-    rows = packed(corpus, view, trained.config, mask_ratio=0.0)
+    views = [whole_view(corpus, sample, gsd, seed=0) for gsd in target_gsds]
+    rows = packed(corpus, views, trained.config, mask_ratio=0.0)
     sensors = sensors_of(corpus.spec)
 
     @nnx.jit
     def run(encoder: Any, rows: Any) -> Any:
         return encoder(rows, sensors)
 
-    tokens_NxD = np.asarray(jax.device_get(run(trained.module.encoder, rows)))[0, 1:]  # without CLS
-    grid = view_grid(corpus.spec, target_gsd)
-    return tokens_NxD.reshape(len(view.modalities), *grid, -1).mean(axis=0)
+    maps = []
+    for view, tokens_ExD in zip(views, jax.device_get(run(trained.module.encoder, rows)), strict=True):
+        grid, modalities = view_grid(corpus.spec, view.target_gsd), len(view.modalities)
+        tokens = tokens_ExD[1 : 1 + modalities * grid[0] * grid[1]]  # without CLS and padding
+        maps.append(tokens.reshape(modalities, *grid, -1).mean(axis=0))
+    return maps
 
 
 def choose_gsds(spec: CorpusSpec, trained_on: tuple[float, ...]) -> list[float]:
@@ -276,7 +284,7 @@ def draw_corpus(trained: Trained, corpus: Prepared, entry: Any, given: Any, outp
         for look in display.looks(sensors[first.name], shown.original, shown.valid)[:1]
     ]
     chosen = choose_gsds(spec, gsds)
-    maps = [(gsd, features(trained, corpus, sample, gsd)) for gsd in chosen]
+    maps = list(zip(chosen, features(trained, corpus, sample, chosen), strict=True))
     extent = (0.0, first.width * first.sensor.gsd, first.height * first.sensor.gsd, 0.0)
     figures.features(
         scenes,
