@@ -129,7 +129,7 @@ class MMEarth(Corpus):
             splits = {}
             for split in ("train", "val"):
                 pool = draw_by_biome(self.biomes, everything, subset, combine(seed, split))
-                chosen = draw_by_biome(self.biomes, pool, val, combine(seed, "val"))
+                chosen = draw_by_biome(self.biomes, pool, val, combine(seed, split, "val"))
                 splits[split] = chosen if split == "val" else np.setdiff1d(pool, chosen)
         self.drawn = splits
         items = {split: [str(place) for place in places] for split, places in splits.items() if len(places)}

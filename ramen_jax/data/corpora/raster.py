@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +39,7 @@ def read_raster(path: Path) -> Raster:
     if not path.is_file():
         raise BadItem(path, "no such file")
     try:
-        with rasterio.open(path) as file:
+        with _quiet(), rasterio.open(path) as file:
             crs = file.crs.to_string() if file.crs else None
             return Raster(file.read(), crs, file.transform)
     except (rasterio.errors.RasterioError, OSError) as error:
@@ -51,7 +54,15 @@ def raster_shape(path: Path) -> tuple[int, int, int, str]:
     if not path.is_file():
         raise BadItem(path, "no such file")
     try:
-        with rasterio.open(path) as file:
+        with _quiet(), rasterio.open(path) as file:
             return file.count, file.height, file.width, file.dtypes[0]
     except (rasterio.errors.RasterioError, OSError) as error:
         raise BadItem(path, f"cannot be opened as a raster ({error.__cause__ or error})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Images without georeference are ordinary (SPOT in WorldStrat): no warning for each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield

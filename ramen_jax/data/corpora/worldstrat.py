@@ -27,7 +27,6 @@ from ramen_jax.data.records import Image, ModalitySpec, Sample
 from ramen_jax.sensors import sensor
 
 SPLITS = ("train", "val", "test")
-SPOT_PIXELS = 1054
 _RULES = ("fixed", "reference")
 
 
@@ -49,6 +48,7 @@ class WorldStrat(Corpus):
       modalities: of spot and s2, the first one defines extent and grid.
       splits: of train, val and test.
       parts: cuts per side.
+      spot_size: nominal pixels per side of SPOT; larger images lose their margin, smaller ones are rejected.
       s2_size: pixels per side that every Sentinel-2 frame is resized to.
       max_cloud: largest scene cloud cover in percent of a revisit; 100 = all.
       share: of the places (fixed) or revisits (reference) of each split.
@@ -63,6 +63,7 @@ class WorldStrat(Corpus):
         "modalities": ["spot", "s2"],
         "splits": ["train", "val"],
         "parts": 4,
+        "spot_size": 1054,
         "s2_size": 158,
         "max_cloud": 100,
         "share": 1.0,
@@ -74,8 +75,8 @@ class WorldStrat(Corpus):
 
     def __init__(self, source: Path, options: Mapping[str, Any]) -> None:
         super().__init__(source, options)
-        parts, size = self.options["parts"], self.options["s2_size"]
-        spot, s2 = SPOT_PIXELS // parts, size // parts
+        parts = self.options["parts"]
+        spot, s2 = self.options["spot_size"] // parts, self.options["s2_size"] // parts
         sizes = {
             "spot": ModalitySpec("spot", sensor("worldstrat_spot"), spot, spot, False, 1, "uint16"),
             "s2": ModalitySpec("s2", sensor("worldstrat_s2"), s2, s2, True, 1, "float32"),
@@ -280,22 +281,25 @@ def _part(image: Image, spec: ModalitySpec, row: int, col: int, place: str) -> I
 
 
 def resize(values_CxHxW: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, pixel centres aligned, no anti-aliasing: `torch.nn.functional.interpolate(mode="bilinear")`.
+    """Bilinear, pixel centres aligned, no anti-aliasing: bit by bit torch.nn.functional.interpolate("bilinear").
 
-    Float32 throughout, rows and columns weighted in PyTorch's order, so that results agree to its last bit or two.
+    PyTorch computes in float32 with fused multiply-adds, whose single rounding is had here by way of float64.
     """
     height, width = values_CxHxW.shape[1:]
     low, high, weight = _taps(width, size)
-    wide = values_CxHxW[:, :, low] * (np.float32(1) - weight) + values_CxHxW[:, :, high] * weight
+    wide = _blend(values_CxHxW[:, :, low], values_CxHxW[:, :, high], weight)
     low, high, weight = _taps(height, size)
-    weight = weight[:, None]
-    return wide[:, low] * (np.float32(1) - weight) + wide[:, high] * weight
+    return _blend(wide[:, low], wide[:, high], weight[:, None])
+
+
+def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return (first.astype(np.float64) * (np.float32(1) - weight) + second * weight).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=64)
 def _taps(pixels: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each output pixel: its two source pixels and the weight of the second."""
     step = np.float32(pixels) / np.float32(size)
-    centre = np.maximum(step * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    centre = np.maximum(np.float64(step) * (np.arange(size) + 0.5) - 0.5, 0).astype(np.float32)
     low = np.minimum(centre.astype(np.int64), pixels - 1)
     return low, np.minimum(low + 1, pixels - 1), (centre - low).astype(np.float32)
