@@ -1,0 +1,60 @@
+"""A tiny encoder with random weights, as export would write it: for tests of everything that loads one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from ramen_jax import api
+from ramen_jax.config import SIZES, TRAPS, default
+from ramen_jax.export import Source, describe, write_folder
+from ramen_jax.interchange import torch_weights
+from ramen_jax.sensors import sensor
+
+SENSORS = {
+    "place/s2": sensor("sentinel2_l2a").with_statistics([1500.0] * 12, [800.0] * 12),
+    "place/s1": sensor("terramesh_s1rtc").with_statistics([-12.0, -18.0], [4.0, 4.0]),
+    "place/dem": sensor("terramesh_dem").with_statistics([300.0], [100.0]),
+}
+
+
+def source(recipe: str = "reference", **traps: Any) -> Source:
+    """Random weights of sensible size; drawn by numpy, since an initialisation would be compiled first."""
+    config = default()
+    config.model.update(SIZES["tiny"])
+    values = {key: choices[recipe != "reference"] for key, choices in TRAPS.items()} | traps
+    _, *states = api.split_encoder(config.model, ConfigDict(values))
+    rng = np.random.default_rng(0)
+
+    def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name == "batches":
+            return np.int32(7)
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if name == "temperature":
+            return np.float32(0.7)
+        if name in ("scale", "group_scale", "var"):
+            return 1 + 0.1 * np.abs(noise)
+        return noise * (leaf.shape[-2] ** -0.5 if name in ("kernel", "kernels") else 0.05)
+
+    trees = [{"encoder": jax.tree.map_with_path(drawn, nnx.to_pure_dict(state))} for state in states]
+    sensors = {name: entry.to_dict() for name, entry in SENSORS.items()}
+    facts = {
+        "recipe": recipe,
+        "step": 3,
+        "fingerprints": {"place": "abc"},
+        "target_gsds": {"place": [20.0, 40.0]},
+    }
+    return Source(torch_weights.to_official(*trees), describe(config.model, values, sensors, facts))
+
+
+def folder(path: Path, recipe: str = "reference") -> Path:
+    """An exported folder, without the verification that takes most of the time."""
+    path.mkdir(parents=True)
+    write_folder(source(recipe), path, decoder=False, results=None)
+    return path
