@@ -9,10 +9,11 @@ are listed with their cause in OUTPUT/rejected.jsonl.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import yaml
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.data import records
-from ramen_jax.data.corpora import load_description, settings_of
+from ramen_jax.data.corpora import BadItem, load_description, settings_of
+from ramen_jax.data.corpora.archives import find_archives, unpack
 from ramen_jax.data.records import MANIFEST, Prepared
 
 _EXAMPLES = """\
@@ -39,6 +41,7 @@ def prepare(
     workers: int | None = None,
     runner: str | None = None,
     beam_options: Sequence[str] = (),
+    unpack_to: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Prepares a corpus unless `output` already holds it; returns the folder.
 
@@ -48,50 +51,74 @@ def prepare(
       output: folder for manifest.json and the shards.
       workers: processes; None = one per processor.
       runner: name of an Apache Beam runner that does the work instead.
+      beam_options: its pipeline options.
+      unpack_to: folder to unpack the archives (zip, tar) of `source` into first; it then is the source.
 
     Errors: UserError when the description or the source is wrong, when no good sample is left, or when `output`
     holds this corpus prepared with other settings.
     """
     folder = Path(output)
     description = describe(entry)
-    if (folder / MANIFEST).is_file():
-        _check_settings(folder, description)
+    if _is_prepared(folder, description):
         return folder
     source = _source(entry, description)
     folder.mkdir(parents=True, exist_ok=True)
-    build, parts = folder / ".build", folder / ".parts"
-    shutil.rmtree(build, ignore_errors=True)
-    _build(description, source, build, parts, workers or os.cpu_count() or 1, runner, beam_options)
-    shutil.rmtree(build)
-    shutil.rmtree(parts)
+    with _alone(folder):
+        # Another process may have done the work while this one waited for it.
+        if _is_prepared(folder, description):
+            return folder
+        rejected: list[BadItem] = []
+        if unpack_to is not None:
+            rejected = unpack(find_archives(source), Path(unpack_to))
+            source = Path(unpack_to).absolute()
+        _build(
+            description, source, folder, rejected, workers or os.cpu_count() or 1, _beam(runner, beam_options)
+        )
     return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process prepares this folder. The lock falls with its process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _build(
     description: Mapping[str, Any],
     source: Path,
-    build: Path,
-    parts: Path,
+    folder: Path,
+    rejected: Sequence[BadItem],
     workers: int,
-    runner: str | None,
-    beam_options: Sequence[str],
+    beam: Mapping[str, Any],
 ) -> None:
-    """Runs the TFDS builder in `build` and moves its files one folder up, the manifest last."""
+    """Runs the TFDS builder in a folder below and moves its files up, the manifest last."""
     # Imported here: TFDS takes a second, and a run whose corpus is prepared never needs it.
     import tensorflow_datasets as tfds
 
     from ramen_jax.data.corpora.builder import builder_class
 
+    build, parts = folder / ".build", folder / ".parts"
+    shutil.rmtree(build, ignore_errors=True)
     tfds.disable_progress_bar()
     builder = builder_class(description["name"])(
-        description=description, source=source, parts=parts, workers=workers, data_dir=build
+        description=description,
+        source=source,
+        parts=parts,
+        rejected=rejected,
+        workers=workers,
+        data_dir=build,
     )
-    config = tfds.download.DownloadConfig(manual_dir=source, **_beam(runner, beam_options))
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads that there are none of
-        builder.download_and_prepare(download_config=config)
-    files = sorted(Path(builder.data_dir).iterdir(), key=lambda path: path.name == MANIFEST)
-    for path in files:
-        os.replace(path, build.parent / path.name)
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=source, **beam))
+    for path in sorted(Path(builder.data_dir).iterdir(), key=lambda path: path.name == MANIFEST):
+        os.replace(path, folder / path.name)
+    shutil.rmtree(build)
+    shutil.rmtree(parts)
 
 
 def describe(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +146,10 @@ def _source(entry: Mapping[str, Any], description: Mapping[str, Any]) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _check_settings(folder: Path, description: Mapping[str, Any]) -> None:
+def _is_prepared(folder: Path, description: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this corpus. Errors: UserError when it holds another, or other settings."""
+    if not (folder / MANIFEST).is_file():
+        return False
     manifest = records.read_manifest(folder)
     found, expected = manifest["settings"], settings_of(description)
     if manifest["name"] != description["name"]:
@@ -133,6 +163,7 @@ def _check_settings(folder: Path, description: Mapping[str, Any]) -> None:
             f"{folder} holds corpus {manifest['name']} prepared with other settings ({changes}); "
             "delete it or choose another folder"
         )
+    return True
 
 
 def _beam(runner: str | None, options: Sequence[str]) -> dict[str, Any]:
@@ -177,6 +208,9 @@ def run() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the description"
     )
+    parser.add_argument(
+        "--unpack", metavar="DIR", help="first unpack the archives of SOURCE into DIR, then read that"
+    )
     parser.add_argument("--runner", help="Apache Beam runner to hand the work to, such as DirectRunner")
     parser.add_argument("--beam-options", default="", help="pipeline options for the runner, comma separated")
     parser.add_argument(
@@ -196,7 +230,7 @@ def run() -> None:
                 "options": dict(_option(text) for text in arguments.set),
             }
             beam_options = [text for text in arguments.beam_options.split(",") if text]
-            prepare(entry, folder, arguments.workers, arguments.runner, beam_options)
+            prepare(entry, folder, arguments.workers, arguments.runner, beam_options, arguments.unpack)
     except UserError:
         raise
     except (ValueError, OSError) as error:

@@ -51,9 +51,7 @@ class BandStatistics:
             pixels = pixels_TxHxW.ravel() if image.valid is None else pixels_TxHxW[image.valid]
             if pixels.size:
                 one.count[band] = pixels.size
-                one.mean[band] = pixels.mean(dtype=np.float64)
-                deviations = pixels - one.mean[band]
-                one.square[band] = np.dot(deviations, deviations)
+                one.mean[band], one.square[band] = _moments(pixels)
         one.images = (one.count > 0).astype(np.float64)
         one.image_means = one.mean.copy()
         one.image_stds = np.sqrt(one.square / np.maximum(one.count - 1, 1))
@@ -98,6 +96,17 @@ class BandStatistics:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BandStatistics:
         return cls(**{name: np.array(numbers, np.float64) for name, numbers in values.items()})
+
+
+def _moments(pixels: np.ndarray) -> tuple[float, float]:
+    """Mean and sum of squared deviations, to the same bits on any number of threads (so no BLAS)."""
+    if pixels.dtype == np.uint8:
+        counts, levels = np.bincount(pixels, minlength=256), np.arange(256.0)
+        mean = float((counts * levels).sum()) / pixels.size
+        return mean, float((counts * np.square(levels - mean)).sum())
+    mean = float(pixels.mean(dtype=np.float64))
+    # The dtype is named because a Python float would leave float32 pixels in float32.
+    return mean, float(np.square(np.subtract(pixels, mean, dtype=np.float64)).sum())
 
 
 def _known(values: np.ndarray, count: np.ndarray) -> list[float | None]:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -292,3 +294,68 @@ def test_the_command_speaks_in_one_line(folder, description, tmp_path):
     assert status == 1
     assert "content differs from its sha256" in stderr
     assert stderr.count("\n") == 1
+
+
+def test_implausible_values_are_warned_of(rasters, tmp_path):
+    source = Path(rasters["source"])
+    for place in (0, 3):
+        with rasterio.open(source / f"p{place}.tif", "r+") as file:
+            file.write(file.read() + np.uint16(20_000))
+    output = prepare(rasters, tmp_path / "out", workers=1)
+    (sentence,) = records.read_manifest(output)["warnings"]
+    assert "band dsm has mean 20" in sentence
+    assert "-500 to 9000 is plausible" in sentence
+
+
+def test_two_processes_prepare_once(description, folder, tmp_path):
+    output = tmp_path / "shared"
+    both = [command("--corpus", description, "--output", output, "--workers", 1) for _ in range(2)]
+    outcomes = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outcomes
+    assert contents(output) == contents(folder)
+
+
+# -- archives --------------------------------------------------------------------------------------------------------
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """The rasters of a folder, and members that no archive should have."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for path in sorted(folder.iterdir()):
+                packed.write(path, f"rasters/{path.name}")
+            packed.writestr("../outside.tif", b"x")
+            link = zipfile.ZipInfo("rasters/link.tif")
+            link.external_attr = 0o120777 << 16
+            packed.writestr(link, "/etc/hostname")
+        return
+    with tarfile.open(archive, "w:gz") as packed:
+        for path in sorted(folder.iterdir()):
+            packed.add(path, f"rasters/{path.name}")
+        for name in ("../outside.tif", "/outside.tif"):
+            packed.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("rasters/link.tif")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        packed.addfile(link)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_archives_stay_inside(rasters, tmp_path, name):
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    pack(Path(rasters["source"]), downloads / name)
+    (downloads / "broken.zip").write_bytes(b"PK nothing")
+    entry = {**rasters, "source": str(downloads)}
+    described = yaml.safe_load(Path(rasters["spec"]).read_text())
+    described["modalities"]["dem"]["pattern"] = "rasters/{id}.tif"
+    Path(rasters["spec"]).write_text(yaml.safe_dump(described))
+    output = prepare(entry, tmp_path / "out", workers=1, unpack_to=tmp_path / "unpacked")
+    assert Prepared(output).ids == ["p0", "p3"]
+    causes = [json.loads(line)["cause"] for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert any("member ../outside.tif leads outside" in cause for cause in causes)
+    assert any("member rasters/link.tif is a link" in cause for cause in causes)
+    assert any("cannot be unpacked" in cause for cause in causes)
+    assert not (tmp_path / "outside.tif").exists()
+    assert sorted(path.name for path in (tmp_path / "unpacked").rglob("*") if path.is_file()) == [
+        "p0.tif", "p1.tif", "p2.tif", "p3.tif",
+    ]  # fmt: skip

@@ -220,6 +220,8 @@ def check_sample(sample: Sample, modalities: tuple[ModalitySpec, ...], file: str
             raise BadItem(where, f"dtype {image.values.dtype.name}, expected {spec.dtype}")
         if frames < 1 or (frames > 1 and not spec.series):
             raise BadItem(where, f"{frames} frames, expected {'at least 1' if spec.series else '1'}")
+        if image.valid is not None and not image.valid.any():
+            raise BadItem(where, "no valid pixel at all (every pixel is no-data)")
         if image.dates.min() < 0 or image.dates.max() > 366:
             raise BadItem(
                 where, f"day of year {image.dates.max()} is out of range, expected 0 (unknown) to 366"

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +42,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
       description: as `load_description` returns it; None = the description shipped under this builder's name.
       source: folder of the original files; None = TFDS's manual_dir.
       parts: folder that keeps finished shards for a restart; None = inside the builder's own folder.
+      rejected: what was rejected before (members of archives), to be listed with the rest.
       workers: processes.
     """
 
@@ -54,12 +56,14 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
         description: Mapping[str, Any] | None = None,
         source: Path | None = None,
         parts: Path | None = None,
+        rejected: Sequence[BadItem] = (),
         workers: int = 1,
         file_format: Any = "array_record",
         **kwargs: Any,
     ) -> None:
         self._description = description or load_description(self.SHIPPED)
         self._source, self._parts_folder, self._workers = source, parts, workers
+        self._rejected = list(rejected)
         self._jobs: dict[str, list[ShardJob]] = {}
         super().__init__(file_format=file_format, **kwargs)
 
@@ -85,7 +89,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
                 leftover.unlink()
         else:
             self._write_in_parallel(corpus.name)
-        manifest = self._manifest(corpus, rejected)
+        manifest = self._manifest(corpus, [*self._rejected, *rejected])
         records.write_json(Path(self.data_dir) / records.MANIFEST, manifest)
         if self._parts_folder is None:
             shutil.rmtree(parts)
@@ -113,13 +117,14 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
         """The manifest of the finished shards; also writes the id lists and rejected.jsonl."""
         folder = Path(self.data_dir)
         lines = [rejection("", "", error) for error in rejected]
+        parts = {split: [_part(job) for job in jobs] for split, jobs in self._jobs.items()}
         entries = {}
-        for split, jobs in self._jobs.items():
+        for split, of_split in parts.items():
             template = self._get_filename_template(split_name=split)
-            shards, ids = [], []
-            for index, job in enumerate(jobs):
-                part = _part(job)
-                path = Path(template.sharded_filepath(shard_index=index, num_shards=len(jobs)))
+            shards: list[dict[str, Any]] = []
+            ids: list[str] = []
+            for index, part in enumerate(of_split):
+                path = Path(template.sharded_filepath(shard_index=index, num_shards=len(of_split)))
                 ids += part["ids"]
                 lines += part["rejected"]
                 shards.append(
@@ -127,9 +132,10 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
                         "file": path.name,
                         "samples": len(part["ids"]),
                         "bytes": path.stat().st_size,
-                        "sha256": records.file_hash(path),
+                        "sha256": part.get("sha256") or records.file_hash(path),
                     }
                 )
+            _refuse_repeated(corpus, split, ids)
             listed = folder / f"{split}.ids.jsonl"
             write_lines(listed, ids)
             entries[split] = {
@@ -139,7 +145,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             }
         write_lines(folder / REJECTED, lines)
         _refuse_empty(corpus, entries, lines)
-        modalities, statistics = self._summary(corpus)
+        modalities, statistics = _summary(corpus, parts)
         manifest = {
             "format": records.FORMAT,
             "name": corpus.name,
@@ -149,35 +155,39 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             "settings": corpus.settings(),
             "facts": corpus.facts(),
             "rejected": len(lines),
+            "warnings": _implausible(corpus, statistics),
         }
         return {**manifest, "fingerprint": records.fingerprint(manifest)}
 
-    def _summary(self, corpus: Corpus) -> tuple[list[ModalitySpec], dict[str, Any]]:
-        """Modalities with the longest series found, and statistics of the train split (of all, if there is none)."""
-        parts = {split: [_part(job) for job in jobs] for split, jobs in self._jobs.items()}
-        measured = parts.get("train") or [part for split in parts.values() for part in split]
-        modalities, statistics = [], {}
-        for spec in corpus.modalities:
-            shapes = [part["shapes"][spec.name] for split in parts.values() for part in split]
-            changed = {
-                "max_dates": max(shape["max_dates"] for shape in shapes),
-                "has_valid": any(shape["has_valid"] for shape in shapes),
-            }
-            modalities.append(ModalitySpec(**{**spec.__dict__, **changed}))
-            variants: dict[str, BandStatistics] = {}
-            for part in measured:
-                for variant, values in part["statistics"].get(spec.name, {}).items():
-                    one = BandStatistics.from_dict(values)
-                    if variant in variants:
-                        variants[variant].merge(one)
-                    else:
-                        variants[variant] = one
-            statistics[spec.name] = {
-                variant: variants[variant].result(spec.sensor.scale, spec.sensor.offset)
-                for variant in sorted(variants)
-            }
-            _refuse_constant(spec, statistics[spec.name][EVERY_VARIANT]["pooled"])
-        return modalities, statistics
+
+def _summary(
+    corpus: Corpus, parts: Mapping[str, list[dict[str, Any]]]
+) -> tuple[list[ModalitySpec], dict[str, Any]]:
+    """Modalities with the longest series found, and statistics of the train split (of all, if there is none)."""
+    measured = parts.get("train") or [part for split in parts.values() for part in split]
+    modalities: list[ModalitySpec] = []
+    statistics: dict[str, Any] = {}
+    for spec in corpus.modalities:
+        shapes = [part["shapes"][spec.name] for split in parts.values() for part in split]
+        changed = {
+            "max_dates": max(shape["max_dates"] for shape in shapes),
+            "has_valid": any(shape["has_valid"] for shape in shapes),
+        }
+        modalities.append(ModalitySpec(**{**spec.__dict__, **changed}))
+        variants: dict[str, BandStatistics] = {}
+        for part in measured:
+            for variant, values in part["statistics"].get(spec.name, {}).items():
+                one = BandStatistics.from_dict(values)
+                if variant in variants:
+                    variants[variant].merge(one)
+                else:
+                    variants[variant] = one
+        statistics[spec.name] = {
+            variant: variants[variant].result(spec.sensor.scale, spec.sensor.offset)
+            for variant in sorted(variants)
+        }
+        _refuse_constant(spec, statistics[spec.name][EVERY_VARIANT]["pooled"])
+    return modalities, statistics
 
 
 def write_lines(path: Path, lines: Sequence[Any]) -> None:
@@ -210,6 +220,29 @@ def _refuse_empty(corpus: Corpus, entries: Mapping[str, Any], rejected: list[dic
     if not entries:
         cause = f"; {rejected[0]['file']}: {rejected[0]['cause']}" if rejected else ""
         raise UserError(f"corpus {corpus.name}: nothing to prepare in {corpus.source}{cause}")
+
+
+def _refuse_repeated(corpus: Corpus, split: str, ids: Sequence[str]) -> None:
+    if len(set(ids)) < len(ids):
+        name, count = Counter(ids).most_common(1)[0]
+        raise UserError(f"corpus {corpus.name}: split {split} has {count} samples called {name}")
+
+
+def _implausible(corpus: Corpus, statistics: Mapping[str, Any]) -> list[str]:
+    """Sentences about bands whose mean a sensor calls implausible: another unit or scale than declared, perhaps."""
+    sentences = []
+    for spec in corpus.modalities:
+        if spec.sensor.plausible is None:
+            continue
+        low, high = spec.sensor.plausible
+        means = statistics[spec.name][EVERY_VARIANT]["pooled"]["mean"]
+        for band, mean in zip(spec.sensor.bands, means, strict=True):
+            if mean is not None and not low <= mean <= high:
+                sentences.append(
+                    f"modality {spec.name}: band {band.name} has mean {mean:g}, but {low:g} to {high:g} is plausible "
+                    f"for sensor {spec.sensor.name} ({spec.sensor.units}); are its units, scale and offset right?"
+                )
+    return sentences
 
 
 def _refuse_constant(spec: ModalitySpec, pooled: Mapping[str, Any]) -> None:

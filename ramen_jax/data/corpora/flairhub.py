@@ -73,9 +73,8 @@ class FlairHub(Corpus):
             if name not in MODALITIES:
                 raise UserError(f"FLAIR-HUB has no modality {name!r}; {close_names(name, MODALITIES)}", USAGE)
         self.modalities = tuple(_modality(name) for name in self.options["modalities"])
-        self.lists = {split: find_list(source, split) for split in self.options["splits"]}
-        self.rows = {split: read_list(path) for split, path in self.lists.items()}
-        folder = next(iter(self.lists.values())).parent
+        self.lists = {split: PatchList(find_list(source, split)) for split in self.options["splits"]}
+        folder = next(iter(self.lists.values())).path.parent
         tables: dict[str, DateTable] = {}
         for name in self.options["modalities"]:
             path = _date_file(folder, name)
@@ -86,18 +85,18 @@ class FlairHub(Corpus):
         rejected = []
         seen: dict[str, str] = {}
         items: dict[str, list[str]] = {}
-        for split, rows in self.rows.items():
+        for split, listed in self.lists.items():
             items[split] = []
-            for patch in rows:
+            for patch in listed.lines:
                 if patch in seen:
-                    rejected.append(BadItem(self.lists[split], f"patch {patch} is already in {seen[patch]}"))
+                    rejected.append(BadItem(listed.path, f"patch {patch} is already in {seen[patch]}"))
                 else:
                     seen[patch] = split
                     items[split].append(patch)
         return items, rejected
 
     def read(self, item: str, split: str) -> list[Sample]:
-        row, listed = self.rows[split][item], self.lists[split]
+        row, listed = self.lists[split].row(item), self.lists[split].path
         images: dict[str, Image] = {}
         location = None
         for spec in self.modalities:
@@ -152,15 +151,36 @@ def find_list(source: Path, split: str) -> Path:
     return found[0]
 
 
-def read_list(path: Path) -> dict[str, dict[str, str]]:
-    """{patch_id: row} of a patch list, separated by semicolons or commas. Errors: UserError."""
-    with open(path, newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=";" if ";" in header else ",")
-        if "patch_id" not in (reader.fieldnames or ()):
-            raise UserError(f"{path}: no column patch_id; it has {', '.join(reader.fieldnames or ('none',))}")
-        return {row["patch_id"]: row for row in reader}
+class PatchList:
+    """A patch list, separated by semicolons or commas. Errors: UserError.
+
+    The list of a country is 200 MB of paths in memory, in each process: only the place of each line is held.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[str, int] = {}
+        with open(path, "rb") as file:
+            header = file.readline().decode("utf-8-sig")
+            self.separator = ";" if ";" in header else ","
+            self.columns = self._cells(header)
+            if "patch_id" not in self.columns:
+                raise UserError(f"{path}: no column patch_id; it has {', '.join(self.columns) or 'none'}")
+            column = self.columns.index("patch_id")
+            start = file.tell()
+            for line in file:
+                if cells := self._cells(line.decode()):
+                    self.lines[cells[column]] = start
+                start += len(line)
+
+    def _cells(self, line: str) -> list[str]:
+        return next(csv.reader([line.rstrip("\r\n")], delimiter=self.separator), [])
+
+    def row(self, patch: str) -> dict[str, str]:
+        """{column: cell} of a patch."""
+        with open(self.path, "rb") as file:
+            file.seek(self.lines[patch])
+            return dict(zip(self.columns, self._cells(file.readline().decode())))
 
 
 def _cell(row: Mapping[str, str], column: str, listed: Path) -> Path:

@@ -138,6 +138,8 @@ def write_shard(job: ShardJob) -> None:
     )
     unfinished = shard.with_name(f"{shard.name}.{os.getpid()}.part")
     shard_writer.write(job(), unfinished)
+    # Hashed here, in parallel, rather than by whoever collects the shards.
+    records.write_json(part, {**json.loads(part.read_text()), "sha256": records.file_hash(unfinished)})
     os.replace(unfinished, shard)
 
 

@@ -160,7 +160,7 @@ class WorldStrat(Corpus):
         return [
             Sample(
                 f"{item}/{row}-{col}",
-                {spec.name: _part(images[spec.name], spec, row, col, item) for spec in self.modalities},
+                {spec.name: _part(images[spec.name], spec, row, col) for spec in self.modalities},
                 rows[0].location,
             )
             for row in range(parts)
@@ -270,12 +270,10 @@ def _day(text: str, path: Path) -> int:
     return day_of_year(text, path, "%Y-%m-%d")
 
 
-def _part(image: Image, spec: ModalitySpec, row: int, col: int, place: str) -> Image:
+def _part(image: Image, spec: ModalitySpec, row: int, col: int) -> Image:
     top, left = row * spec.height, col * spec.width
     window = (slice(top, top + spec.height), slice(left, left + spec.width))
     valid = None if image.valid is None else np.ascontiguousarray(image.valid[:, *window])
-    if valid is not None and not valid.any():
-        raise BadItem(f"{place}/{row}-{col}", f"{spec.name}: no valid pixel at all (every pixel is no-data)")
     values = np.ascontiguousarray(image.values[:, :, *window])
     return Image(values, image.dates, image.present, None if valid is None or valid.all() else valid)
 

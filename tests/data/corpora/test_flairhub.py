@@ -11,7 +11,7 @@ import rasterio
 
 from ramen_jax.console import UserError
 from ramen_jax.data.corpora import BadItem, check_sample, clear_dates, load_description, open_corpus
-from ramen_jax.data.corpora.flairhub import DateTable, read_list
+from ramen_jax.data.corpora.flairhub import DateTable, PatchList
 from ramen_jax.data.synthetic_layouts import write_flairhub
 
 FOLDERS = {
@@ -107,7 +107,7 @@ def test_both_variants_give_the_same_samples(small, tmp_path):
         path.write_text((root / f"data/{name}.csv").read_text().replace(";", ","))
         (root / f"data/{name}.csv").unlink()
     loader, published = small_corpus(small), small_corpus(root)
-    assert published.lists["val"].name == "FLAIR-HUB_TOY-DATASET_VALID.csv"
+    assert published.lists["val"].path.name == "FLAIR-HUB_TOY-DATASET_VALID.csv"
     assert loader.items() == published.items()
     patch = first(loader)
     for name, image in loader.read(patch, "train")[0].images.items():
@@ -117,9 +117,12 @@ def test_both_variants_give_the_same_samples(small, tmp_path):
 
 
 def test_real_toy_lists(real_data):
-    rows = read_list(real_data / "index_files/flair_hub/FLAIR-HUB_TOY-DATASET_TRAIN.csv")
-    assert len(rows) == 150
-    assert rows["D006-2020_FF-S1-14_5-5"]["AERIAL_RGBI"].startswith("../D006-2020_AERIAL_RGBI/FF-S1-14/")
+    path = real_data / "index_files/flair_hub/FLAIR-HUB_TOY-DATASET_TRAIN.csv"
+    listed = PatchList(path)
+    with open(path, newline="") as file:
+        expected = {row["patch_id"]: row for row in csv.DictReader(file)}
+    assert {patch: listed.row(patch) for patch in listed.lines} == expected
+    assert len(expected) == 150
 
 
 def test_clear_dates_rule():
