@@ -377,7 +377,7 @@ def write_artefact(source: Source, output: Path, inputs: Sequence[str], target_g
     """A jax.export artefact of the encoder, for images of given sizes, weights inside.
 
     `inputs`: "sensor=TxHxW" each. The function takes {sensor: values [T, C, H, W] float32} and {sensor: day of year
-    [T]}, and returns {sensor: [D, rows, columns]}.
+    [T]}, all pixels measured, and returns {sensor: [D, rows, columns]}.
     """
     model = source.model()
     images, sensors = {}, {}
@@ -389,7 +389,11 @@ def write_artefact(source: Source, output: Path, inputs: Sequence[str], target_g
             )
         frames, height, width = (int(size) for size in sizes.split("x"))
         sensors[name] = model.sensor(name)
-        values = np.zeros((frames, len(sensors[name].bands), height, width), np.float32)
+        sensor = sensors[name]
+        stored = (
+            np.array(sensor.mean, np.float32) - sensor.offset
+        ) / sensor.scale  # no value that means no data
+        values = np.broadcast_to(stored[:, None, None], (frames, len(sensor.bands), height, width))
         images[name] = api.Image(values, np.ones(frames, int), sensors[name])
     function, example = model.traceable(images, sensors, target_gsd)
     output.write_bytes(jax.export.export(jax.jit(function))(*example).serialize())
