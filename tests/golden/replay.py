@@ -106,7 +106,8 @@ class Folder:
         with config.unlocked():
             config.update(self.hyperparameters)
             config.remat = "none"
-        model = RamenMAE(config, self.traps, rngs=nnx.Rngs(0))
+        # Shapes only: every value comes from the official weights.
+        model = nnx.eval_shape(lambda: RamenMAE(config, self.traps, rngs=nnx.Rngs(0)))
         _, params, statistics = nnx.split(model, nnx.Param, BatchStatistic)
         template = (nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
         new_params, new_statistics = from_official(self.weights, template)
@@ -258,9 +259,7 @@ def replay_trajectory(folder: Folder, worst: Worst) -> None:
     description = json.loads((folder.path / "trajectory.json").read_text())
     case = list(folder.cases())[description["case"]]
     rows = case.rows(folder.hyperparameters["mask_ratio"])
-    model = folder.model()
-    counts = loss_counts(rows, folder.traps)
-    graph, params, statistics = nnx.split(model, nnx.Param, BatchStatistic)
+    graph, params, statistics = nnx.split(folder.model(), nnx.Param, BatchStatistic)
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP),
         optax.adamw(LEARNING_RATE, b1=0.9, b2=0.999, eps=1e-8, weight_decay=WEIGHT_DECAY),
@@ -268,9 +267,10 @@ def replay_trajectory(folder: Folder, worst: Worst) -> None:
     state = optimizer.init(params)
 
     @jax.jit
-    def step(params: Any, statistics: Any, state: Any) -> tuple:
+    def step(params: Any, statistics: Any, state: Any, rows: Rows) -> tuple:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             model = nnx.merge(graph, params, statistics, copy=True)
+            counts = loss_counts(rows, folder.traps)
             total, _ = model.loss(rows, case.sensors, counts, train=True)
             return total, nnx.state(model, BatchStatistic)
 
@@ -280,7 +280,7 @@ def replay_trajectory(folder: Folder, worst: Worst) -> None:
 
     steps = description["loss_and_gradnorm_before_each_step"]
     for number, (expected, _) in enumerate(steps):
-        params, statistics, state, total = step(params, statistics, state)
+        params, statistics, state, total = step(params, statistics, state, rows)
         kind = "trajectory, first four" if number < 4 else "trajectory, last two"
         worst.add(kind, relative(total, expected), f"step {number}")
 

@@ -1,0 +1,266 @@
+"""The masked autoencoder: sizes, properties of the loss, and what each recipe changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from ramen_jax.config import SIZES, default
+from ramen_jax.data.batch import Rows
+from ramen_jax.data.packing import PackedView, exact_capacity, pack
+from ramen_jax.data.records import Image
+from ramen_jax.model.axes import logical_axes
+from ramen_jax.model.loss import modality_loss, targets
+from ramen_jax.model.mae import RamenMAE, loss_counts
+from ramen_jax.model.temporal import BatchStatistic
+from tests.model.conftest import SENSORS, SPEC, build, make_view, traps
+
+
+def packed(views: list[list[PackedView]], recipe: str = "reference") -> Rows:
+    options = traps(recipe)
+    capacity = exact_capacity(SPEC, views, temporal=options.temporal)
+    return pack(
+        SPEC,
+        views,
+        capacity,
+        sampling=options.sampling,
+        time_mask=options.time_mask,
+        temporal=options.temporal,
+    )
+
+
+@partial(nnx.jit, static_argnames=("train",))
+def encode(model: RamenMAE, rows: Rows, train: bool = False) -> jax.Array:
+    return model.encoder(rows, SENSORS, train=train)
+
+
+@nnx.jit
+def reconstruct(model: RamenMAE, rows: Rows) -> dict[str, jax.Array]:
+    return model.reconstruct(rows, SENSORS)
+
+
+def total_loss(model: RamenMAE, rows: Rows, options: ConfigDict, train: bool = False) -> tuple[jax.Array, dict]:
+    @nnx.jit
+    def compiled(model: RamenMAE, rows: Rows) -> tuple[jax.Array, dict]:
+        return model.loss(rows, SENSORS, loss_counts(rows, options), train=train)
+
+    return compiled(model, rows)
+
+
+@pytest.mark.parametrize("size", ["base"])
+def test_parameter_counts_of_the_paper(size: str) -> None:
+    config = default().model
+    config.update(SIZES[size])
+    model = nnx.eval_shape(lambda: RamenMAE(config, traps(), rngs=nnx.Rngs(0)))
+    count = {
+        side: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(getattr(model, side), nnx.Param)))
+        for side in ("encoder", "decoder")
+    }
+    assert count == {"encoder": 98_416_069, "decoder": 33_043_589}
+
+
+def test_every_parameter_has_logical_axes() -> None:
+    model = nnx.eval_shape(lambda: build("fixed"))
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    for path, variable in flat:
+        names = logical_axes(tuple(str(part) for part in path), variable.get_raw_value().ndim)
+        assert len(names) == variable.get_raw_value().ndim
+        assert ("layers" in names) == ("blocks" in path)
+
+
+def test_unknown_parameter_has_no_axes() -> None:
+    with pytest.raises(ValueError, match="no logical axes"):
+        logical_axes(("encoder", "surprise"), 1)
+
+
+@pytest.mark.parametrize("recipe", ["reference", "fixed"])
+def test_masked_pixels_alone_carry_the_loss(recipe: str) -> None:
+    """The loss does not move when the target changes under a visible token, and does under a hidden one."""
+    view = make_view(1, modalities=("aerial",))
+    rows = packed([[view]], recipe)
+    options = traps(recipe)
+    hidden = np.asarray(rows.images["aerial"].mask_RxSxGxG[0, 0])
+    model = build(recipe)
+    prediction = reconstruct(model, rows)["aerial"]
+
+    def loss_with(pixel: tuple[int, int]) -> float:
+        images = rows.images["aerial"]
+        values = np.array(images.values_RxSxTxCxHxW)
+        values[0, 0, 0, 0, pixel[0], pixel[1]] += 1.0
+        changed = images._replace(values_RxSxTxCxHxW=values)
+        count = loss_counts(rows, options)["aerial"]
+        return float(modality_loss(prediction, changed, count, options.target, options.missing))
+
+    base = float(total_loss(model, rows, options)[1]["loss/aerial"])
+    masked, visible = np.argwhere(hidden)[0], np.argwhere(~hidden)[0]
+    pixels = 24 // hidden.shape[0]
+    assert loss_with(tuple(visible * pixels)) == pytest.approx(base, rel=1e-6)
+    assert loss_with(tuple(masked * pixels)) != pytest.approx(base, rel=1e-6)
+
+
+def test_masked_tokens_never_reach_the_encoder_in_the_fixed_recipe() -> None:
+    """With temporal 'visible' and metric sampling, pixels that only masked tokens read have zero gradient."""
+    view = make_view(2, modalities=("s2",), target_gsd=4.0)
+    rows = packed([[view]], "fixed")
+    model = build("fixed")
+    graph, state = nnx.split(model)
+
+    def encoded(values: jax.Array) -> jax.Array:
+        images = {**rows.images, "s2": rows.images["s2"]._replace(values_RxSxTxCxHxW=values)}
+        model = nnx.merge(graph, state, copy=True)
+        return jnp.sum(jnp.square(model.encoder(rows._replace(images=images), SENSORS, train=True)))
+
+    gradient = np.asarray(jax.jit(jax.grad(encoded))(jnp.asarray(rows.images["s2"].values_RxSxTxCxHxW)))
+    hidden = np.asarray(rows.images["s2"].mask_RxSxGxG[0, 0])
+    touched = np.any(gradient[0, 0] != 0, axis=(0, 1))
+    np.testing.assert_array_equal(touched, ~hidden)
+
+
+def test_reference_target_is_undefined_for_one_band() -> None:
+    one_band = {**SENSORS, "dem": replace(SENSORS["dem"], bands=SENSORS["dem"].bands[:1], mean=(0.0,), std=(1.0,))}
+    rows = packed([[make_view(3)]])
+    with pytest.raises(ValueError, match=r"modality 'dem' has one band.*standardised"):
+        build().loss(rows, one_band, loss_counts(rows, traps()))
+
+
+def test_reference_target_of_two_bands_keeps_only_a_sign() -> None:
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 2, 5, 5)), jnp.float32)
+    found = np.asarray(targets(values, "per_pixel"))
+    sign = np.sign(np.asarray(values)[:, :, :, 0] - np.asarray(values)[:, :, :, 1])
+    np.testing.assert_allclose(found[:, :, :, 0], sign * 0.70710678, atol=1e-3)
+
+
+def test_time_padding_enters_only_the_reference() -> None:
+    """A short series beside a long one: the reference feels its padding, the fixed recipe does not."""
+    short, long = make_view(4, modalities=("s2",), dates=2), make_view(5, modalities=("s2",), dates=5)
+    for recipe, same in (("reference", False), ("fixed", True)):
+        model = build(recipe)
+        alone, together = packed([[short]], recipe), packed([[short], [long]], recipe)
+        first = encode(model, alone)[0]
+        second = encode(model, together)[0]
+        assert np.allclose(first, second, atol=1e-5) == same, recipe
+
+
+def test_missing_bands_leave_input_and_loss_in_the_fixed_recipe() -> None:
+    view = make_view(6, modalities=("aerial",))
+    image = view.sample.images["aerial"]
+    present = np.array([True, True, False, True])
+    losses = {}
+    for recipe in ("reference", "fixed"):
+        model = build(recipe)
+        for value in (0.0, 7.0):
+            values = image.values.copy()
+            values[:, 2] = value
+            sample = replace(view.sample, images={**view.sample.images, "aerial": Image(values, image.dates, present)})
+            rows = packed([[replace(view, sample=sample)]], recipe)
+            losses[recipe, value] = float(total_loss(model, rows, traps(recipe))[0])
+    assert losses["fixed", 0.0] == losses["fixed", 7.0]
+    assert losses["reference", 0.0] == losses["reference", 7.0], "an absent band is a zero, whatever is stored"
+
+
+def test_invalid_pixels_are_left_out_by_weight() -> None:
+    view = make_view(7, modalities=("s2",))
+    image = view.sample.images["s2"]
+    valid = np.ones((3, 6, 6), bool)
+    valid[:, :, :3] = False
+    options = traps("fixed")
+    model = build("fixed")
+    results = []
+    for value in (0.0, 1e3):
+        values = image.values.copy()
+        values[..., :3] = value
+        sample = replace(
+            view.sample, images={**view.sample.images, "s2": Image(values, image.dates, image.present, valid)}
+        )
+        rows = packed([[replace(view, sample=sample)]], "fixed")
+        results.append(float(total_loss(model, rows, options, train=True)[0]))
+        assert np.isfinite(results[-1])
+        everything = 0.75 * 36 * 3
+        assert float(loss_counts(rows, options)["s2"]) < everything
+    assert results[0] == results[1]
+
+
+def test_modality_embedding_tells_masked_tokens_apart() -> None:
+    """Trap 4: without it, hidden tokens of two modalities at one place are identical through the decoder."""
+    rows = packed([[make_view(8, modalities=("aerial", "dem"))]])
+    modality, coords = rows.decoder_modality_RxL[0], np.asarray(rows.decoder_coords_RxLx2[0])
+    hidden = np.asarray(rows.decoder_encoder_RxL[0]) < 0
+    pairs = [
+        (i, j)
+        for i in np.flatnonzero(hidden & (modality == 0))
+        for j in np.flatnonzero(hidden & (modality == 1))
+        if np.array_equal(coords[i], coords[j])
+    ]
+    assert pairs
+    for choice, same in (("none", True), ("bands", False)):
+        model = build(modality_embedding=choice)
+        tokens = nnx.jit(lambda m, r: m.decoder.tokens(m.encoder(r, SENSORS), r, SENSORS))(model, rows)[0]
+        tokens = np.asarray(tokens)
+        assert all(np.allclose(tokens[i], tokens[j], atol=1e-6) == same for i, j in pairs)
+
+
+def test_dropout_needs_a_key_and_training() -> None:
+    rows = packed([[make_view(9, modalities=("s2",))]])
+    model = build(ltae_dropout=0.5)
+    images, sensor = rows.images["s2"], SENSORS["s2"]
+
+    @partial(nnx.jit, static_argnames=("dropout",))
+    def features(model: RamenMAE, dropout: bool) -> jax.Array:
+        key = jax.random.key(0) if dropout else None
+        return model.encoder.features(images, sensor, train=True, key=key)
+
+    plain, dropped, again = features(model, False), features(model, True), features(model, True)
+    assert not np.allclose(plain, dropped)
+    np.testing.assert_array_equal(dropped, again)
+
+
+def test_running_statistics_follow_pytorch() -> None:
+    """Momentum 0.1 towards the batch's mean and unbiased variance, padding left out; untouched without dates."""
+    model = build()
+    norm = model.encoder.ltae.norms[0]
+    x = jnp.asarray(np.random.default_rng(1).normal(2.0, 3.0, (2, 10, 32)), jnp.float32)
+    valid = jnp.asarray(np.arange(20).reshape(2, 10) < 13)
+    norm(x, valid, train=True)
+    inside = np.asarray(x).reshape(20, 32)[:13]
+    np.testing.assert_allclose(norm.mean[...], 0.1 * inside.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * inside.var(0, ddof=1), rtol=1e-5)
+    before = np.asarray(norm.mean[...])
+    norm(x, jnp.zeros((2, 10), bool), train=True)
+    np.testing.assert_array_equal(norm.mean[...], before)
+    assert int(norm.batches[...]) == 1
+
+
+@pytest.mark.parametrize("recipe", ["reference", "fixed"])
+def test_memory_saving_changes_nothing(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunked temporal attention and rematerialised blocks give the loss and gradients of the plain model."""
+    import ramen_jax.model.decoder as decoder
+    import ramen_jax.model.temporal as temporal
+
+    rows = packed([[make_view(10, 8.0)], [make_view(11, 8.0)]], recipe)
+    options = traps(recipe)
+
+    def run(remat: str) -> tuple[float, dict]:
+        graph, params, rest = nnx.split(build(recipe, remat), nnx.Param, BatchStatistic)
+
+        def loss(params: nnx.State) -> jax.Array:
+            model = nnx.merge(graph, params, rest, copy=True)
+            return total_loss(model, rows, options, train=True)[0]
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        return float(value), nnx.to_pure_dict(gradient)
+
+    plain = run("none")
+    monkeypatch.setattr(temporal, "CHUNK_VALUES", 300)
+    monkeypatch.setattr(decoder, "CHUNK_VALUES", 300)
+    saving = run("full")
+    assert saving[0] == pytest.approx(plain[0], rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(1 + np.abs(b).max())), saving[1], plain[1]
+    )
