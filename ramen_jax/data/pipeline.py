@@ -31,8 +31,11 @@ _START_SECONDS = 60.0
 
 
 class Source(Protocol):
-    """Samples by number, as `records.Prepared`. An optional method `statistics(sample, modality)` returns the mean
-    and standard deviation [C] of that sample's variant."""
+    """Samples by number, as `records.Prepared`.
+
+    Two optional methods: `statistics(sample, modality)` returns the mean and standard deviation [C] of that sample's
+    variant, `read(index, modalities)` a sample that holds at least these modalities.
+    """
 
     spec: CorpusSpec
 
@@ -118,14 +121,15 @@ class StepSource:
         planned = self.plan.rows(step, *self._share[name])
         self.seconds["plan"] += time.perf_counter() - began
         spec = self.sources[name].spec
-        read: dict[int, Sample | str] = {}  # a sample, or why there is none
+        wanted: dict[int, set[str]] = {}
+        for view in (view for views in planned for view in views):
+            wanted.setdefault(view.sample, set()).update(view.modalities)
+        read = {sample: self._read(name, sample, kept) for sample, kept in wanted.items()}
         rows: list[list[PackedView]] = []
         bad: dict[int, dict[str, str]] = {}
         for views in planned:
             rows.append([])
             for view in views:
-                if view.sample not in read:
-                    read[view.sample] = self._read(view)
                 found = read[view.sample]
                 cause = found if isinstance(found, str) else unusable(spec, found, view)
                 if isinstance(found, str) or cause:
@@ -156,13 +160,14 @@ class StepSource:
             counters=counters,
         )
 
-    def _read(self, view: View) -> Sample | str:
+    def _read(self, corpus: str, number: int, modalities: set[str]) -> Sample | str:
+        """A sample with at least these modalities, or why there is none."""
+        source: Any = self.sources[corpus]
         began = time.perf_counter()
         try:
-            sample = self.sources[view.corpus][view.sample]
-        except (
-            Exception
-        ) as error:  # whatever a damaged file raises: the run goes on, and says what was left out
+            sample = source.read(number, modalities) if hasattr(source, "read") else source[number]
+        except Exception as error:
+            # Whatever a damaged file raises, the run goes on and says what was left out.
             return f"{type(error).__name__}: {error}"
         finally:
             self.seconds["read"] += time.perf_counter() - began
@@ -224,6 +229,7 @@ def batches(
         prefetch: steps prepared ahead, per worker. Arrays travel through shared memory: a container needs
             (workers * prefetch + 2) batches of it.
     """
+    worker_start.keep_freed_memory()
     import grain  # imports JAX, which reading a sample does not need
     from absl import flags
 
@@ -271,17 +277,18 @@ def measure(
         seconds: how long to measure, after one untimed step.
 
     Returns:
-        `steps`, `seconds`, `samples_per_s`, `views_per_s`, `tokens_per_s` (decoder), `megabytes_per_s` (pixels read,
-        native dtype), `share_read`, `share_plan`, `share_pack` of the time, `real_encoder`, `real_decoder` (real-token
-        shares of the rows met), `bad` (samples left out).
+        `steps`, `seconds`, `samples_per_s`, `samples_per_cpu_s` (of processor time), `views_per_s`, `tokens_per_s`
+        (decoder), `megabytes_per_s` (pixels read, native dtype), `share_read`, `share_plan`, `share_pack` of the
+        time, `real_encoder`, `real_decoder` (real-token shares of the rows met), `bad` (samples left out).
     """
+    worker_start.keep_freed_memory()
     steps = StepSource(plan, sources, recipe=recipe)
     steps.step(0)
     steps.seconds.clear()
     steps.bytes_read = steps.samples_read = 0
     tokens = np.zeros(4, np.int64)  # real and all tokens of the encoder, of the decoder
     views = bad = step = 0
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     while step == 0 or time.perf_counter() - began < seconds:
         step += 1
         batch = steps.step(step)
@@ -294,6 +301,7 @@ def measure(
         "steps": step,
         "seconds": elapsed,
         "samples_per_s": steps.samples_read / elapsed,
+        "samples_per_cpu_s": steps.samples_read / (time.process_time() - used),
         "views_per_s": views / elapsed,
         "tokens_per_s": float(tokens[2]) / elapsed,
         "megabytes_per_s": steps.bytes_read / 1e6 / elapsed,

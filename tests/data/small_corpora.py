@@ -116,13 +116,13 @@ class SmallSource:
     samples: int
     broken: tuple[int, ...] = ()
     empty: tuple[int, ...] = ()
-    read: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> Sample:
-        self.read.append(index)
+        self.asked.append(index)
         if index in self.broken:
             raise OSError(f"{self.spec.name}-{index}.tif is truncated")
         sample = random_sample(self.spec, index)

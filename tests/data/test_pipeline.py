@@ -137,7 +137,7 @@ def test_hosts_read_their_own_rows_only_and_together_make_the_global_batch() -> 
             for found, expected in zip(joined(parts), flat(batch.rows), strict=True):
                 np.testing.assert_array_equal(found, expected)
             assert list(dict.fromkeys(name for part in parts for name in part.ids)) == batch.ids
-    assert len(set(sources["fields"].read)) < 30  # the last of eight hosts
+    assert len(set(sources["fields"].asked)) < 30  # the last of eight hosts
 
 
 def test_resume_on_4_2_and_8_hosts_in_a_mixture_equals_the_uninterrupted_run() -> None:
@@ -156,8 +156,8 @@ def test_a_sample_is_read_once_per_step_however_many_views_it_has() -> None:
     source = SmallSource(FIELDS, 60)
     plan = Plan([PlannedCorpus(FIELDS, 60, FIELDS_GSDS)], seed=1, rows_per_step=4, views_per_sample=3)
     batch = StepSource(plan, {"fields": source}).step(0)
-    assert len(source.read) == len(set(source.read)) == len(batch.ids)
-    assert batch.rows.decoder_segment_RxL.max(axis=1).sum() == 3 * len(source.read)
+    assert len(source.asked) == len(set(source.asked)) == len(batch.ids)
+    assert batch.rows.decoder_segment_RxL.max(axis=1).sum() == 3 * len(source.asked)
 
 
 def test_bad_samples_are_left_out_named_and_do_not_touch_the_others() -> None:
@@ -195,6 +195,22 @@ def test_images_unlike_their_modality_are_bad_samples() -> None:
     source = StepSource(plan, {"fields": Changing(FIELDS, 10)})
     causes = {entry["cause"] for step in range(8) for entry in source.step(step).bad if entry["sample"] == 3}
     assert any("sample 'fields-3', aerial: found uint16 values" in cause for cause in causes)
+
+
+def test_only_the_modalities_of_a_samples_views_are_asked_for() -> None:
+    class Selective(SmallSource):
+        def read(self, index: int, modalities: set[str]) -> Sample:
+            sample = self[index]
+            sample.images = {name: image for name, image in sample.images.items() if name in modalities}
+            return sample
+
+    steps = {
+        kind: StepSource(small_plan(), {**SOURCES, "fields": kind(FIELDS, 60)})
+        for kind in (SmallSource, Selective)
+    }
+    for step in range(4):
+        assert digest(steps[SmallSource].step(step)) == digest(steps[Selective].step(step))
+    assert steps[Selective].bytes_read < steps[SmallSource].bytes_read
 
 
 def test_statistics_of_the_sample_are_used() -> None:
