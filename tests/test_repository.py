@@ -6,9 +6,9 @@ import ast
 import importlib.metadata
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -21,7 +21,9 @@ TOP_LEVEL = {
     *("requirements.txt", "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE"),
 }
 CLI_SURFACE = "cli_surface.txt"
-HELP_SECONDS = 12.0  # generous: two test processes share two cores; alone it takes two to three
+HELP_SECONDS = (
+    8.0  # of processor time, whatever else the machine does; half of it where nothing is cached yet
+)
 
 # Without a place for these, a loader process would pay for JAX and lose its memory to it.
 LIGHT_MODULES = (
@@ -80,7 +82,7 @@ def test_nothing_unfinished_and_nothing_executed_from_data(repository):
     """No TODO, no silenced checker, no pickle and no eval in the package."""
     forbidden = re.compile(
         r"\b(?:TODO|FIXME|XXX)\b|#\s*type:\s*ignore|#\s*noqa|\bpickle\.loads?\(|(?<![\w.])eval\("
-        r"|(?<![\w.])exec\(|yaml\.load\(|weights_only=False|allow_pickle=True"
+        r"|(?<![\w.])exec\(|yaml\.load\((?!.*SafeLoader)|weights_only=False|allow_pickle=True"
     )
     found = [
         f"{path.relative_to(repository)}:{number}: {line.strip()}"
@@ -103,6 +105,12 @@ def test_light_modules_do_not_import_jax(repository):
     assert result.returncode == 0, result.stderr
 
 
+def processor_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def options(help_text: str) -> list[str]:
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", help_text.split("examples:")[0])))
 
@@ -112,10 +120,10 @@ def help_texts(repository) -> dict[str, tuple[float, str]]:
     """Command -> (seconds, text) of its --help."""
     texts = {}
     for command in COMMANDS:
-        began = time.monotonic()
+        began = processor_seconds()
         result = python(repository, "-m", f"ramen_jax.{command}", "--help")
         assert result.returncode == 0, f"{command} --help: {result.stderr}"
-        texts[command] = (time.monotonic() - began, result.stdout)
+        texts[command] = (processor_seconds() - began, result.stdout)
     return texts
 
 
@@ -131,7 +139,7 @@ def test_every_command_is_listed(repository):
     found = {
         path.stem
         for path in (repository / "ramen_jax").glob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
+        if re.search(r'^if __name__ == "__main__":', path.read_text(), re.MULTILINE)
     }
     assert found == set(COMMANDS)
 
