@@ -365,7 +365,10 @@ class Prepared(Sequence[Sample]):
             return [json.loads(line) for line in file]
 
     def statistics(self, sample: Sample, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """(mean [C], std [C]) float64 in physical units, of the sample's variant. Bands that no sample has: 0 and 1."""
+        """(mean [C], std [C]) float64 in physical units, of the sample's variant.
+
+        A band that no sample has: 0 and 1; one that never varies: std 1.
+        """
         variants = self._statistics[modality]
         variant = sample.extra.get("variant", {}).get(modality, EVERY_VARIANT)
         return variants.get(variant, variants[EVERY_VARIANT])

@@ -72,7 +72,7 @@ class BandStatistics:
     def result(self, scale: float, offset: float) -> dict[str, dict[str, list[float | None]]]:
         """`{"pooled": {mean, std, count}, "reference": {mean, std}}` in physical units (stored * scale + offset).
 
-        A band without a single valid pixel has mean and std None.
+        A band without a single valid pixel has mean and std None; one that never varies has std None.
         """
         images = np.maximum(self.images, 1)
         variance = self.square / np.maximum(self.count, 1)
@@ -80,7 +80,7 @@ class BandStatistics:
         def physical(mean: np.ndarray, std: np.ndarray) -> dict[str, list[float | None]]:
             return {
                 "mean": _known(mean * scale + offset, self.count),
-                "std": _known(std * abs(scale), self.count),
+                "std": [value or None for value in _known(std * abs(scale), self.count)],
             }
 
         pooled = physical(self.mean, np.sqrt(variance))

@@ -17,6 +17,8 @@ import yaml
 
 from ramen_jax.console import UserError
 from ramen_jax.data import records
+from ramen_jax.data.corpora.shards import ShardJob, run_all
+from ramen_jax.data.corpora.synthetic import Synthetic
 from ramen_jax.data.records import Prepared
 from ramen_jax.data.synthetic_earth import corpus_spec, render_place
 from ramen_jax.prepare import prepare
@@ -244,13 +246,17 @@ def test_a_corpus_without_a_good_sample_is_an_error(rasters, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_constant_band_is_an_error(rasters, tmp_path):
+def test_a_constant_band_is_warned_of_and_normalised_to_0(rasters, tmp_path):
     source = Path(rasters["source"])
     for place in (0, 3):
         with rasterio.open(source / f"p{place}.tif", "r+") as file:
             file.write(np.full((1, 64, 64), 7, np.uint16))
-    with pytest.raises(UserError, match="band dsm is 7 in every pixel"):
-        prepare(rasters, tmp_path / "out", workers=1)
+    output = prepare(rasters, tmp_path / "out", workers=1)
+    (sentence,) = records.read_manifest(output)["warnings"]
+    assert "band dsm is 7 in every pixel" in sentence
+    corpus = Prepared(output)
+    mean, std = corpus.statistics(corpus[0], "dem")
+    assert (mean.tolist(), std.tolist()) == ([7.0], [1.0])
 
 
 @pytest.mark.parametrize(
@@ -359,3 +365,34 @@ def test_archives_stay_inside(rasters, tmp_path, name):
     assert sorted(path.name for path in (tmp_path / "unpacked").rglob("*") if path.is_file()) == [
         "p0.tif", "p1.tif", "p2.tif", "p3.tif",
     ]  # fmt: skip
+
+
+# -- files that kill the process which reads them --------------------------------------------------------------------
+
+
+class DeadlyCorpus(Synthetic):
+    """Two places are not survived: one kills the process at once, one hangs it with the alarm pending."""
+
+    def read(self, item, split):
+        if item == "2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == "5":
+            os.kill(os.getpid(), signal.SIGALRM)
+        return super().read(item, split)
+
+
+class DeadlyJob(ShardJob):
+    def corpus(self):
+        return DeadlyCorpus(Path(), {"name": "earth", "kind": "synthetic", **SYNTHETIC["options"]})
+
+
+def test_deadly_items_are_singled_out(tmp_path):
+    jobs = [
+        DeadlyJob({}, "", "train", items, str(tmp_path / f"train-{number}"))
+        for number, items in enumerate([("0", "1", "2", "3"), ("4", "5", "6"), ("7",)])
+    ]
+    run_all(jobs, 2, "earth")
+    parts = [json.loads((tmp_path / f"train-{number}.json").read_text()) for number in range(3)]
+    assert [len(part["ids"]) for part in parts] == [3, 2, 1]
+    assert [line["item"] for part in parts for line in part["rejected"]] == ["2", "5"]
+    assert "killed or hung the process" in parts[0]["rejected"][0]["cause"]

@@ -75,4 +75,4 @@ def test_a_band_never_seen_has_no_statistics():
 def test_a_single_pixel_has_no_spread():
     statistics = BandStatistics.empty(1)
     statistics.add(Image(np.full((1, 1, 1, 1), 5, np.uint8), np.zeros(1, np.int16), np.ones(1, bool)))
-    assert statistics.result(1.0, 0.0)["pooled"] == {"mean": [5.0], "std": [0.0], "count": [1.0]}
+    assert statistics.result(1.0, 0.0)["pooled"] == {"mean": [5.0], "std": [None], "count": [1.0]}

@@ -8,6 +8,7 @@ A corpus is described by one YAML file or dictionary: `kind`, `name` and the opt
 
 from __future__ import annotations
 
+import csv
 import datetime
 import hashlib
 import importlib
@@ -145,6 +146,22 @@ def check_keys(values: Mapping[str, Any], known: Any, where: str) -> dict[str, A
         if key not in known:
             raise UserError(f"{where}: unknown option {key!r}; {close_names(str(key), known)}", USAGE)
     return dict(values)
+
+
+def read_table(path: Path, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
+    """Rows of a comma-separated table with a header. Errors: UserError (missing, damaged, or lacks a column)."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header, rows = list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a table ({error})") from error
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+    return rows
 
 
 def day_of_year(text: str, file: str | Path, form: str = "%Y%m%d") -> int:

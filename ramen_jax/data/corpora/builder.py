@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered, splits
 
@@ -78,8 +79,11 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         source = (self._source or Path(dl_manager.manual_dir)).absolute()
-        corpus = open_corpus(self._description, source)
-        items, rejected = corpus.items()
+        try:
+            corpus = open_corpus(self._description, source)
+            items, rejected = corpus.items()
+        except BadItem as error:
+            raise UserError(str(error)) from error
         parts = self._parts_folder or Path(self.data_dir) / _PARTS
         self._jobs = plan_shards(self._description, corpus, items, parts)
         _bind(parts, corpus, items)
@@ -155,7 +159,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             "settings": corpus.settings(),
             "facts": corpus.facts(),
             "rejected": len(lines),
-            "warnings": _implausible(corpus, statistics),
+            "warnings": _warnings(corpus, statistics),
         }
         return {**manifest, "fingerprint": records.fingerprint(manifest)}
 
@@ -186,7 +190,6 @@ def _summary(
             variant: variants[variant].result(spec.sensor.scale, spec.sensor.offset)
             for variant in sorted(variants)
         }
-        _refuse_constant(spec, statistics[spec.name][EVERY_VARIANT]["pooled"])
     return modalities, statistics
 
 
@@ -228,31 +231,25 @@ def _refuse_repeated(corpus: Corpus, split: str, ids: Sequence[str]) -> None:
         raise UserError(f"corpus {corpus.name}: split {split} has {count} samples called {name}")
 
 
-def _implausible(corpus: Corpus, statistics: Mapping[str, Any]) -> list[str]:
-    """Sentences about bands whose mean a sensor calls implausible: another unit or scale than declared, perhaps."""
+def _warnings(corpus: Corpus, statistics: Mapping[str, Any]) -> list[str]:
+    """Sentences about bands that never vary, and about means that a sensor calls implausible."""
     sentences = []
     for spec in corpus.modalities:
-        if spec.sensor.plausible is None:
-            continue
-        low, high = spec.sensor.plausible
-        means = statistics[spec.name][EVERY_VARIANT]["pooled"]["mean"]
-        for band, mean in zip(spec.sensor.bands, means, strict=True):
+        sensor = spec.sensor
+        low, high = sensor.plausible or (-np.inf, np.inf)
+        pooled = statistics[spec.name][EVERY_VARIANT]["pooled"]
+        for band, mean, std in zip(sensor.bands, pooled["mean"], pooled["std"], strict=True):
+            if mean is not None and std is None:
+                sentences.append(
+                    f"modality {spec.name}: band {band.name} is {mean:g} in every pixel of the corpus; it says nothing "
+                    "and is normalised to 0 (leave the band out, or correct its nodata value)"
+                )
             if mean is not None and not low <= mean <= high:
                 sentences.append(
                     f"modality {spec.name}: band {band.name} has mean {mean:g}, but {low:g} to {high:g} is plausible "
-                    f"for sensor {spec.sensor.name} ({spec.sensor.units}); are its units, scale and offset right?"
+                    f"for sensor {sensor.name} ({sensor.units}); are its units, scale and offset right?"
                 )
     return sentences
-
-
-def _refuse_constant(spec: ModalitySpec, pooled: Mapping[str, Any]) -> None:
-    """A band that never varies cannot be normalised; dividing by a made-up number would hide it."""
-    for band, mean, std in zip(spec.sensor.bands, pooled["mean"], pooled["std"], strict=True):
-        if std == 0:
-            raise UserError(
-                f"modality {spec.name}: band {band.name} is {mean:g} in every pixel of the corpus and cannot be "
-                "normalised; leave the band out of the sensor, or correct its nodata value"
-            )
 
 
 class FlairHub(CorpusBuilder):

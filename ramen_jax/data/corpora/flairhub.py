@@ -160,18 +160,25 @@ class PatchList:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: dict[str, int] = {}
-        with open(path, "rb") as file:
-            header = file.readline().decode("utf-8-sig")
-            self.separator = ";" if ";" in header else ","
-            self.columns = self._cells(header)
-            if "patch_id" not in self.columns:
-                raise UserError(f"{path}: no column patch_id; it has {', '.join(self.columns) or 'none'}")
-            column = self.columns.index("patch_id")
-            start = file.tell()
-            for line in file:
-                if cells := self._cells(line.decode()):
-                    self.lines[cells[column]] = start
-                start += len(line)
+        try:
+            with open(path, "rb") as file:
+                header = file.readline().decode("utf-8-sig")
+                self.separator = ";" if ";" in header else ","
+                self.columns = self._cells(header)
+                if "patch_id" not in self.columns:
+                    raise UserError(f"{path}: no column patch_id; it has {', '.join(self.columns) or 'none'}")
+                column, start = self.columns.index("patch_id"), file.tell()
+                for number, line in enumerate(file, start=2):
+                    cells = self._cells(line.decode())
+                    if cells and len(cells) != len(self.columns):
+                        raise UserError(
+                            f"{path}, line {number}: {len(cells)} cells, the header has {len(self.columns)}"
+                        )
+                    if cells:
+                        self.lines[cells[column]] = start
+                    start += len(line)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: cannot be read as a table ({error})") from error
 
     def _cells(self, line: str) -> list[str]:
         return next(csv.reader([line.rstrip("\r\n")], delimiter=self.separator), [])

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,16 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, file_adapters, writer
 
 from ramen_jax import console
-from ramen_jax.console import UserError
 from ramen_jax.data import records
 from ramen_jax.data.corpora import BadItem, Corpus, check_sample, open_corpus
 from ramen_jax.data.records import EVERY_VARIANT, ModalitySpec, Sample
 from ramen_jax.data.statistics import BandStatistics
 
 SHARD_BYTES = 128 * 2**20  # of raw pixels, roughly; one process holds one shard in memory
+_limited = False  # True in worker processes
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 FEWEST_SHARDS = 16  # so that a small corpus, too, is shared among processes
+ITEM_SECONDS = 600
 USUAL_DATES = 60  # of a time series whose length is not known before it is read
 
 
@@ -57,13 +59,21 @@ class ShardJob:
 
     def __call__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(id, entry) of every sample; after the last one the part file is written."""
-        corpus = _opened(json.dumps(self.description), self.source)
+        corpus = self.corpus()
         ids: list[str] = []
         rejected: list[dict[str, str]] = []
+        deadly = self.deadly_items()
         statistics: dict[str, dict[str, BandStatistics]] = {}
         shapes = {spec.name: {"max_dates": 1, "has_valid": False} for spec in corpus.modalities}
         for item in self.items:
-            for sample in _read(corpus, item, self.split, rejected):
+            if item in deadly:
+                cause = "reading it killed or hung the process; damaged in a way that its library does not survive"
+                rejected.append(rejection(self.split, item, BadItem(item, cause)))
+                continue
+            self.mark.write_text(item)
+            with _time_limit():
+                samples = _read(corpus, item, self.split, rejected)
+            for sample in samples:
                 ids.append(sample.id)
                 _account(sample, corpus.modalities, statistics, shapes)
                 yield sample.id, {"record": records.encode(sample)}
@@ -77,6 +87,22 @@ class ShardJob:
             },
         }
         records.write_json(Path(self.part + ".json"), content)
+
+    def corpus(self) -> Corpus:
+        return _opened(json.dumps(self.description), self.source)
+
+    @property
+    def mark(self) -> Path:
+        """Holds the item that is being read, for whoever finds the process dead."""
+        return Path(self.part + ".reading")
+
+    def deadly_items(self) -> list[str]:
+        path = Path(self.part + ".deadly")
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    @property
+    def finished(self) -> bool:
+        return Path(self.part + ".array_record").is_file() and Path(self.part + ".json").is_file()
 
 
 @functools.lru_cache(maxsize=1)
@@ -128,7 +154,7 @@ def _account(
 def write_shard(job: ShardJob) -> None:
     """Writes the shard and its part file, unless both are there. Runs in worker processes."""
     shard, part = Path(job.part + ".array_record"), Path(job.part + ".json")
-    if shard.is_file() and part.is_file():
+    if job.finished:
         return
     entry = features()
     shard_writer = writer.ShardWriter(
@@ -177,32 +203,88 @@ def plan_shards(
 
 
 def run_all(jobs: Sequence[ShardJob], workers: int, name: str) -> None:
-    """Writes all shards, `workers` processes at a time, with a progress bar over items."""
+    """Writes all shards, `workers` processes at a time, with a progress bar over items.
+
+    A damaged file may kill or hang the library that reads it, and its process. With more than one worker such a file
+    is singled out and rejected like any other; a single worker works in this process, unprotected.
+    """
     total = sum(len(job.items) for job in jobs)
-    with console.progress(total, f"prepare {name}", "items") as progress:
-        if workers <= 1 or len(jobs) <= 1:
-            for job in jobs:
+    pending = [job for job in jobs if not job.finished]
+    done = total - sum(len(job.items) for job in pending)
+    with console.progress(total, f"prepare {name}", "items", start=done) as progress:
+        if workers <= 1:
+            for job in pending:
                 write_shard(job)
                 progress.advance(len(job.items))
             return
-        # Spawned, not forked: GDAL and HDF5 keep state that does not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        with (
-            _one_thread_per_process(),
-            concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context) as pool,
-        ):
-            running = {pool.submit(write_shard, job): len(job.items) for job in jobs}
-            try:
-                for future in concurrent.futures.as_completed(running):
-                    future.result()
-                    progress.advance(running[future])
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise UserError(
-                    f"prepare {name}: a worker process died, perhaps for lack of memory; run it again with fewer "
-                    "--workers, finished shards are kept"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with _one_thread_per_process():
+            while pending:
+                try:
+                    _run_pool(pending, workers, progress)
+                except concurrent.futures.process.BrokenProcessPool:
+                    for job in pending:
+                        if job.mark.is_file() and not job.finished:
+                            _single_out(job)
+                            progress.advance(len(job.items))
+                pending = [job for job in pending if not job.finished]
+
+
+# Spawned, not forked: GDAL and HDF5 keep state that does not survive a fork.
+_PROCESSES = multiprocessing.get_context("spawn")
+
+
+def _run_pool(jobs: Sequence[ShardJob], workers: int, progress: console.Progress) -> None:
+    """Raises BrokenProcessPool when a worker died."""
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), _PROCESSES, _in_worker) as pool:
+        running = {pool.submit(write_shard, job): len(job.items) for job in jobs}
+        try:
+            for future in concurrent.futures.as_completed(running):
+                future.result()
+                progress.advance(running[future])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _single_out(job: ShardJob) -> None:
+    """Writes one shard in a process of its own, again and again without the items over which that process dies."""
+    while not job.finished:
+        process = _PROCESSES.Process(target=_write_alone, args=(job,))
+        process.start()
+        process.join()
+        if not process.exitcode:
+            return
+        item, deadly = job.mark.read_text(), job.deadly_items()
+        if process.exitcode > 0 or item in deadly:
+            # Not a reader's death: an ordinary error, told by the same work done here.
+            write_shard(job)
+        else:
+            records.write_json(Path(job.part + ".deadly"), [*deadly, item])
+
+
+def _write_alone(job: ShardJob) -> None:
+    _in_worker()
+    write_shard(job)
+
+
+def _in_worker() -> None:
+    global _limited
+    _limited = True
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Lets a worker process die when one item takes longer than ITEM_SECONDS.
+
+    The alarm is left to its default action, which ends the process: a handler in Python would wait for the very
+    library call that hangs.
+    """
+    if _limited:
+        signal.alarm(ITEM_SECONDS)
+    try:
+        yield
+    finally:
+        if _limited:
+            signal.alarm(0)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ A model for readers of your own series in HDF5: list the places in `items`, retu
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ramen_jax.console import USAGE, UserError, close_names
-from ramen_jax.data.corpora import BadItem, Corpus, clear_dates, day_of_year, make_image, split_by_id
+from ramen_jax.data.corpora import (
+    BadItem,
+    Corpus,
+    clear_dates,
+    day_of_year,
+    make_image,
+    read_table,
+    split_by_id,
+)
 from ramen_jax.data.corpora.hdf import Hdf, open_hdf
 from ramen_jax.data.corpora.raster import read_raster
 from ramen_jax.data.records import Image, ModalitySpec, Sample
@@ -130,8 +137,7 @@ def _aerial_dates(source: Path) -> dict[str, int]:
     """{file name: day of year} from whatever label tables lie in the source folder."""
     dates = {}
     for path in sorted(source.glob("*.csv")):
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("aerial_name") and row.get("aerial_date"):
-                    dates[row["aerial_name"]] = day_of_year(row["aerial_date"], path)
+        for row in read_table(path):
+            if row.get("aerial_name") and row.get("aerial_date"):
+                dates[row["aerial_name"]] = day_of_year(row["aerial_date"], path)
     return dates

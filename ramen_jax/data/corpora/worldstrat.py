@@ -9,7 +9,6 @@ The published split list repeats 38 places, 11 of them in two splits; `repeats` 
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ramen_jax.console import USAGE, UserError, close_names
-from ramen_jax.data.corpora import BadItem, Corpus, day_of_year, make_image
+from ramen_jax.data.corpora import BadItem, Corpus, day_of_year, make_image, read_table
 from ramen_jax.data.corpora.raster import read_raster
 from ramen_jax.data.counter_rng import combine, raw_bits
 from ramen_jax.data.records import Image, ModalitySpec, Sample
@@ -210,54 +209,34 @@ class WorldStrat(Corpus):
 
 def read_metadata(path: Path) -> dict[str, list[Revisit]]:
     """{place: revisits in file order}. The first column is the place, whatever its header. Errors: UserError."""
-    needed = ("n", "lowres_date", "highres_date", "cloud_cover")
-    with _open(path) as file:
-        reader = csv.DictReader(file)
-        fields = list(reader.fieldnames or ())
-        missing = [name for name in needed if name not in fields]
-        if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(fields) or 'none'}")
-        revisits: dict[str, list[Revisit]] = {}
-        for line, row in enumerate(reader, start=2):
-            place = row[fields[0]]
-            _check_place(place, f"{path}, line {line}")
-            try:
-                # Some copies hold the revisit number as 1.0, others a time of day behind the date.
-                location = (
-                    (float(row["lon"]), float(row["lat"])) if row.get("lon") and row.get("lat") else None
-                )
-                revisit = Revisit(
-                    int(float(row["n"])),
-                    row["lowres_date"][:10],
-                    row["highres_date"][:10],
-                    float(row["cloud_cover"]),
-                    location,
-                )
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {line} ({place}): {error}") from error
-            revisits.setdefault(place, []).append(revisit)
+    revisits: dict[str, list[Revisit]] = {}
+    rows = read_table(path, ("n", "lowres_date", "highres_date", "cloud_cover"))
+    for line, row in enumerate(rows, start=2):
+        place = next(iter(row.values()))
+        _check_place(place, f"{path}, line {line}")
+        try:
+            # Some copies hold the revisit number as 1.0, others a time of day behind the date.
+            location = (float(row["lon"]), float(row["lat"])) if row.get("lon") and row.get("lat") else None
+            revisit = Revisit(
+                int(float(row["n"])),
+                row["lowres_date"][:10],
+                row["highres_date"][:10],
+                float(row["cloud_cover"]),
+                location,
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {line} ({place}): {error}") from error
+        revisits.setdefault(place, []).append(revisit)
     return revisits
 
 
 def read_splits(path: Path) -> dict[str, Counter[str]]:
     """{place: how often it stands in each split}. Errors: UserError."""
-    with _open(path) as file:
-        reader = csv.DictReader(file)
-        if not {"tile", "split"} <= set(reader.fieldnames or ()):
-            raise UserError(
-                f"{path}: expected columns tile and split, found {', '.join(reader.fieldnames or ())}"
-            )
-        listed: dict[str, Counter[str]] = {}
-        for row in reader:
-            _check_place(row["tile"], str(path))
-            listed.setdefault(row["tile"], Counter())[row["split"]] += 1
+    listed: dict[str, Counter[str]] = {}
+    for row in read_table(path, ("tile", "split")):
+        _check_place(row["tile"], str(path))
+        listed.setdefault(row["tile"], Counter())[row["split"]] += 1
     return listed
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return open(path, newline="")
 
 
 def _check_place(place: str, where: str) -> None:

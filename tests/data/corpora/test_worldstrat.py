@@ -191,7 +191,7 @@ def test_all_nodata_is_named(copy):
         (
             "stratified_train_val_test_split.csv",
             lambda text: text.replace("tile", "place", 1),
-            "columns tile and split",
+            r"no column tile; it has",
         ),
         (
             "stratified_train_val_test_split.csv",
