@@ -19,7 +19,7 @@ import numpy as np
 
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.data import worker_start
-from ramen_jax.data.batch import Rows
+from ramen_jax.data.batch import Images, Rows
 from ramen_jax.data.image_slots import check_image
 from ramen_jax.data.packing import Capacity, PackedView, pack, view_grid
 from ramen_jax.data.plan import Plan, View, kept_dates, noise
@@ -262,10 +262,20 @@ def batches(
             deadline = time.monotonic() + _START_SECONDS
             while len(multiprocessing.active_children()) < others + workers and time.monotonic() < deadline:
                 time.sleep(0.01)
-        yield first
-        yield from iterator
+        yield _plain(first)
+        yield from map(_plain, iterator)
     finally:
         iterator.close()
+
+
+def _plain(batch: StepBatch) -> StepBatch:
+    """The batch with NumPy's own arrays in place of grain's shared ones, whose memory they keep and do not copy."""
+
+    def own(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else np.asarray(array)
+
+    images = {name: Images._make(map(own, images)) for name, images in batch.rows.images.items()}
+    return batch._replace(rows=Rows._make([*map(own, batch.rows[:-1]), images]))
 
 
 def measure(
