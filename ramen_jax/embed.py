@@ -27,6 +27,7 @@ from rasterio.windows import Window
 
 from ramen_jax import api, console, sampling
 from ramen_jax.console import DATA, USAGE, UserError, progress
+from ramen_jax.data.batch import Rows
 from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.rasters import Layer, Place, implausible, open_place, overview
 from ramen_jax.sensors import Sensor, load_sensors
@@ -79,8 +80,10 @@ class Tiling:
 class Embedder:
     """Features of the windows of a place."""
 
-    def __init__(self, model: api.Model, place: Place, layer: int | None = None) -> None:
-        self.model, self.place, self.layer = model, place, layer
+    def __init__(
+        self, model: api.Model, place: Place, layer: int | None = None, positions: str = "tile"
+    ) -> None:
+        self.model, self.place, self.layer, self.positions = model, place, layer, positions
         self.sensors = {item.name: item.sensor for item in place.layers}
         self.depth = model.width * len(place.layers)
 
@@ -97,12 +100,20 @@ class Embedder:
             "window", tuple(self._modality(layer, images[layer.name]) for layer in self.place.layers)
         )
         rows = self.model.pack(spec, [Sample("window", images)], self.place.target_gsd)
+        if self.positions == "scene":
+            rows = rows._replace(encoder_coords_RxEx2=self._moved(rows, left, top))
         encoded = np.asarray(self.model.run(rows, self.sensors, self.layer is not None))
         tokens_ExD = encoded[-1 if self.layer is None else self.layer, 0]
         maps = api.token_maps(tokens_ExD, list(images), (height, width))
         features = np.concatenate(list(maps.values()))
         features[:, ~measured] = np.nan
         return features
+
+    def _moved(self, rows: Rows, left: int, top: int) -> np.ndarray:
+        """Positions counted from the scene's origin; the class token has none."""
+        offset = np.array([left, top], np.float32) * np.float32(self.place.target_gsd)
+        tokens_RxEx1 = (rows.encoder_feature_RxE >= 0)[..., None]
+        return np.asarray(rows.encoder_coords_RxEx2 + np.where(tokens_RxEx1, offset, np.float32(0)))
 
     def _modality(self, layer: Layer, image: Image) -> ModalitySpec:
         frames, _, height, width = image.values.shape
@@ -333,6 +344,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="sensor",
         help="normalise with the sensor's mean and std (default), or with those of the image itself",
     )
+    parser.add_argument(
+        "--positions",
+        choices=("tile", "scene"),
+        default="tile",
+        help="tokens know their place in the tile, as in training (default), or in the whole scene",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser.parse_args(arguments)
 
@@ -363,7 +380,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 layer.sensor = with_image_statistics(layer)
         for note in place.notes:
             print(f"note: {note}")
-        embedder = Embedder(model, place, options.layer)
+        embedder = Embedder(model, place, options.layer, options.positions)
         asked = {
             key: value for key, value in vars(options).items() if key not in ("pca", "overwrite", "debug")
         }

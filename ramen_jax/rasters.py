@@ -176,7 +176,7 @@ def open_place(
             notes.append(
                 f"{layer.name} is read at {working:g} m per pixel instead of {gsd:g} m, to fit the token grid"
             )
-        grid = first.transform * Affine.scale(working / pixel_x, working / pixel_y)
+        grid = _scaled(first.transform, working / pixel_x, working / pixel_y)
         size = tuple(math.ceil(side / working - GRID_TOLERANCE) for side in extent)
         layer.readers = [_on_grid(reader, first.crs, grid, size, stack) for reader in layer.readers]
         layer.dtype = layer.readers[0].dtypes[0]
@@ -184,7 +184,7 @@ def open_place(
         layer.pixels_per_token = target_gsd / working
         # A hair more than the GSD, so that the truncation of a whole number of tokens never loses one.
         layer.sensor = dataclasses.replace(layer.sensor, gsd=working * (1 + 1e-9))
-    token = first.transform * Affine.scale(target_gsd / pixel_x, target_gsd / pixel_y)
+    token = _scaled(first.transform, target_gsd / pixel_x, target_gsd / pixel_y)
     return Place(layers, target_gsd, rows, columns, step, first.crs, token, notes)
 
 
@@ -207,8 +207,9 @@ def working_gsd(gsd: float, target_gsd: float, step: int, max_step: int) -> tupl
 
 def ground_size(reader: Any) -> tuple[float, float]:
     """Metres on the ground of the central pixel, (across, down), on the WGS 84 ellipsoid."""
-    row, column = reader.height / 2, reader.width / 2
-    corners = [reader.transform * place for place in ((column, row), (column + 1, row), (column, row + 1))]
+    pixel = reader.transform
+    x, y = pixel.c + pixel.a * reader.width / 2, pixel.f + pixel.e * reader.height / 2
+    corners = [(x, y), (x + pixel.a, y), (x, y + pixel.e)]
     try:
         lon, lat = warp_coordinates(reader.crs, "EPSG:4326", *zip(*corners, strict=True))[:2]
     except rasterio.errors.RasterioError as error:
@@ -222,6 +223,11 @@ def ground_size(reader: Any) -> tuple[float, float]:
         math.hypot((lon[i] - lon[0]) * metres_lon, (lat[i] - lat[0]) * metres_lat) for i in (1, 2)
     )
     return across, down
+
+
+def _scaled(transform: Affine, across: float, down: float) -> Affine:
+    """The same origin with pixels that many times wider and higher; not rotated."""
+    return Affine(transform.a * across, 0.0, transform.c, 0.0, transform.e * down, transform.f)
 
 
 def overview(layer: Layer) -> np.ndarray:
