@@ -241,7 +241,7 @@ def test_a_corpus_without_a_good_sample_is_an_error(rasters, tmp_path):
     source = Path(rasters["source"])
     for place in (0, 3):
         (source / f"p{place}.tif").write_bytes((source / f"p{place}.tif").read_bytes()[:4000])
-    with pytest.raises(UserError, match=r"not a single good sample; the first one rejected: .*p0\.tif"):
+    with pytest.raises(UserError, match=r"not a single good sample in .*; the first one rejected: .*p0\.tif"):
         prepare(rasters, tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -257,6 +257,14 @@ def test_a_constant_band_is_warned_of_and_normalised_to_0(rasters, tmp_path):
     corpus = Prepared(output)
     mean, std = corpus.statistics(corpus[0], "dem")
     assert (mean.tolist(), std.tolist()) == ([7.0], [1.0])
+
+
+def test_a_split_without_a_good_sample_is_left_out(rasters, tmp_path):
+    entry = {**rasters, "options": {"split": {"val": ["p1"]}}}
+    output = prepare(entry, tmp_path / "out", workers=1)
+    manifest = records.read_manifest(output)
+    assert list(manifest["splits"]) == ["train"]
+    assert manifest["warnings"] == ["split val is left out: it has not a single good sample"]
 
 
 @pytest.mark.parametrize(

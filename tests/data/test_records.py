@@ -112,6 +112,18 @@ def test_big_endian_values_are_stored_by_value():
     np.testing.assert_array_equal(found, sample.images["s2"].values)
 
 
+def test_unpacking_some_modalities_only():
+    sample = make_sample(1)
+    sample.images = {
+        "a": make_sample(2, "float32").images["s2"],
+        **sample.images,
+        "z": make_sample(3).images["s2"],
+    }
+    found = records.decode(records.encode(sample), ["s2", "z"])
+    del sample.images["a"]
+    assert_same(found, sample)
+
+
 def test_encode_refuses_non_finite_pixels():
     sample = make_sample(1, "float32")
     sample.images["s2"].values[0, 0, 0, 0] = np.nan
@@ -157,6 +169,7 @@ def test_prepared_reads_every_sample(tmp_path):
     for index in range(5):
         assert_same(corpus[index], make_sample(index))
     assert_same(corpus[-1], make_sample(4))
+    assert corpus.read(2, []).images == {}
     assert corpus.ids == [make_sample(index).id for index in range(5)]
     assert corpus.spec.fingerprint == manifest["fingerprint"]
     assert corpus.spec.modality("s2").sensor.mean == (10.0, 0.0)

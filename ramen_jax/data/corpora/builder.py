@@ -149,17 +149,21 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             }
         write_lines(folder / REJECTED, lines)
         _refuse_empty(corpus, entries, lines)
+        empty = [split for split, entry in entries.items() if entry["samples"] == 0]
         modalities, statistics = _summary(corpus, parts)
         manifest = {
             "format": records.FORMAT,
             "name": corpus.name,
             "modalities": [spec.to_dict() for spec in modalities],
-            "splits": entries,
+            "splits": {split: entry for split, entry in entries.items() if split not in empty},
             "statistics": statistics,
             "settings": corpus.settings(),
             "facts": corpus.facts(),
             "rejected": len(lines),
-            "warnings": _warnings(corpus, statistics),
+            "warnings": [
+                *(f"split {split} is left out: it has not a single good sample" for split in empty),
+                *_warnings(corpus, statistics),
+            ],
         }
         return {**manifest, "fingerprint": records.fingerprint(manifest)}
 
@@ -215,14 +219,12 @@ def _bind(parts: Path, corpus: Corpus, items: Mapping[str, Sequence[str]]) -> No
 
 
 def _refuse_empty(corpus: Corpus, entries: Mapping[str, Any], rejected: list[dict[str, str]]) -> None:
-    for split, entry in entries.items():
-        if entry["samples"] == 0:
-            first = next((line for line in rejected if line["split"] in (split, "")), None)
-            cause = f"; the first one rejected: {first['file']}: {first['cause']}" if first else ""
-            raise UserError(f"corpus {corpus.name}: split {split} has not a single good sample{cause}")
-    if not entries:
-        cause = f"; {rejected[0]['file']}: {rejected[0]['cause']}" if rejected else ""
-        raise UserError(f"corpus {corpus.name}: nothing to prepare in {corpus.source}{cause}")
+    """A corpus needs samples to train on (or any, if it has no train split)."""
+    needed = [entries["train"]] if "train" in entries else list(entries.values())
+    if not any(entry["samples"] for entry in needed):
+        first = next((line for line in rejected if line["split"] in ("train", "")), None)
+        cause = f"; the first one rejected: {first['file']}: {first['cause']}" if first else ""
+        raise UserError(f"corpus {corpus.name}: not a single good sample in {corpus.source}{cause}")
 
 
 def _refuse_repeated(corpus: Corpus, split: str, ids: Sequence[str]) -> None:
