@@ -139,6 +139,20 @@ def test_prepared_folders_are_not_prepared_again(folder, tmp_path):
         prepare(other, folder)
 
 
+def test_settings_survive_json(rasters, tmp_path):
+    """Tuples, as a config file has them, and a nodata of NaN are the same settings when asked for again."""
+    modalities = {
+        "dem": {"sensor": "copernicus_dem", "pattern": "{id}.tif", "dtype": "float32", "nodata": float("nan")}
+    }
+    entry = {**rasters, "options": {"modalities": modalities, "split": {"val": ["p3"]}}}
+    output = prepare(entry, tmp_path / "out", workers=1)
+    assert Prepared(output).spec.modality("dem").sensor.nodata != 0
+    assert prepare(entry, output) == output
+    wanted = {"name": "earth", "kind": "synthetic", "options": {"places": 2, "modalities": ("dem", "spot")}}
+    output = prepare(wanted, tmp_path / "tuples", workers=1)
+    assert prepare(wanted, output) == output
+
+
 def test_leftovers_of_other_work_are_not_mixed_in(tmp_path):
     output = tmp_path / "mixed"
     parts = output / ".parts"

@@ -117,7 +117,16 @@ def settings_of(description: Mapping[str, Any]) -> dict[str, Any]:
     manifest: where a file lies is no property of the corpus.
     """
     options = {"kind": description["kind"], **_reader(description).OPTIONS, **description}
-    return {key: value for key, value in options.items() if key not in ("name", "sensors")}
+    return {key: _plain(value) for key, value in options.items() if key not in ("name", "sensors")}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back: lists for tuples, texts for NaN and the infinities (a nodata may be one)."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _reader(description: Mapping[str, Any]) -> type[Corpus]:
@@ -249,7 +258,7 @@ def split_by_id(places: list[str], rule: Any, corpus: str) -> dict[str, list[str
     """Train and val by whole places: `rule` is {val: share, seed: number}, or {val: [place, place]}."""
     rule = check_keys(rule or {}, ("val", "seed"), f"corpus {corpus}, split")
     val = rule.get("val", 0)
-    if isinstance(val, list):
+    if isinstance(val, (list, tuple)):
         unknown = sorted(set(val) - set(places))
         if unknown:
             raise UserError(
