@@ -19,6 +19,7 @@ from ramen_jax.sensors import Sensor
 
 RED, GREEN, BLUE, NIR = 660.0, 560.0, 485.0, 840.0  # nm
 TOLERANCE = 70.0  # nm between a colour and the band that stands for it
+MANY_BANDS = 6  # a sensor with as many optical bands is shown in false colour too
 HIDDEN = (0.86, 0.86, 0.88)  # colour of what the encoder did not see
 SHADE = 0.55  # how much darker than its own colour a slope in full shade is
 
@@ -68,7 +69,12 @@ def looks(sensor: Sensor, physical_CxHxW: np.ndarray, valid_HxW: np.ndarray | No
     optical = [i for i, band in enumerate(sensor.bands) if band.kind == "optical"]
     if red is not None and green is not None and blue is not None:
         found.append(("true colour", "colour", (red, green, blue)))
-    if nir is not None and red is not None and green is not None:
+    if (
+        nir is not None
+        and red is not None
+        and green is not None
+        and (not found or len(optical) >= MANY_BANDS)
+    ):
         found.append(("false colour", "colour", (nir, red, green)))
     if optical and not found:
         found.append((names[optical[0]], "grey", (optical[0],)))

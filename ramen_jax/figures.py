@@ -15,7 +15,7 @@ from ramen_jax import display
 from ramen_jax.sensors import Sensor
 
 DPI = 130
-SMOOTHING = 0.05  # share of the training over which the loss curve is averaged
+SMOOTHING = 0.1  # share of the training over which the loss curve is averaged
 
 
 class Hidden(NamedTuple):
@@ -32,6 +32,8 @@ class Hidden(NamedTuple):
 
 def loss(lines: list[dict[str, Any]], baselines: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """The loss of every modality of every corpus, each step (pale) and averaged, beside its `baselines` (dotted)."""
+    from matplotlib.ticker import LogLocator
+
     plt = _pyplot()
     corpora = sorted({line["corpus"] for line in lines if "corpus" in line})
     figure, grid = plt.subplots(
@@ -50,10 +52,10 @@ def loss(lines: list[dict[str, Any]], baselines: dict[str, dict[str, float]], ti
                 guess = baselines[corpus][name.removeprefix("loss/")]
                 axes.axhline(guess, color=curve.get_color(), linestyle=":", linewidth=1)
         axes.set(title=corpus, xlabel="step", yscale="log")
-        axes.yaxis.set_major_formatter("{x:.2g}")
-        axes.yaxis.set_minor_formatter("{x:.2g}")
-        axes.tick_params(axis="y", which="minor", labelsize=7)
-        axes.grid(alpha=0.25, which="both")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.25)
         axes.legend(frameon=False, ncols=2, fontsize=8)
     grid[0][0].set_ylabel("mean squared error of hidden pixels")
     figure.suptitle(title)
@@ -91,7 +93,7 @@ def reconstructions(
             for axes, values in ((line[3], found.target), (line[4], found.prediction)):
                 shown = display.stretch(values, found.target, look.bands)
                 axes.imshow(shown, extent=extent, interpolation="nearest", cmap="gray", vmin=0, vmax=1)
-        day = display.day_of_year(found.day)
+        day = "" if look.kind == "relief" else display.day_of_year(found.day)
         label = [name, f"{look.gsd:g} m pixels", *look.title.split("\n"), *([day] if day else [])]
         line[0].set_ylabel("\n".join(label), fontsize=8)
         _metres(line, extent)

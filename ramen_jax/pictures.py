@@ -10,6 +10,7 @@ Shape letters: T dates, C bands, H rows, W columns of an image; N tokens, D feat
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ import numpy as np
 
 from ramen_jax import console, display, figures
 from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
-from ramen_jax.data.records import CorpusSpec, Prepared, Sample
+from ramen_jax.data.records import CorpusSpec, Image, Prepared, Sample
 from ramen_jax.sensors import Sensor
 
 TOKEN_BUDGET = 6_000  # tokens of one encoded scene, so that a picture takes seconds on a laptop
+DATES = 12  # of a series that are given to the model, for the same reason
 
 
 class Trained(NamedTuple):
@@ -29,6 +31,7 @@ class Trained(NamedTuple):
     module: Any  # RamenMAE
     config: Any
     step: int
+    sensors: dict[str, dict[str, Sensor]]  # those it was trained with, by corpus and modality
 
 
 def load(checkpoint: Path) -> Trained:
@@ -40,7 +43,12 @@ def load(checkpoint: Path) -> Trained:
 
     loaded = checkpoints.load(checkpoint)
     config = ConfigDict(loaded.meta["config"])
-    return Trained(ramen(config).join(loaded.params, loaded.statistics), config, int(loaded.meta["step"]))
+    sensors = {
+        corpus: {name: Sensor.from_dict(sensor) for name, sensor in modalities.items()}
+        for corpus, modalities in loaded.meta["sensors"].items()
+    }
+    module = ramen(config).join(loaded.params, loaded.statistics)
+    return Trained(module, config, int(loaded.meta["step"]), sensors)
 
 
 def packed(corpus: Prepared, views: list[PackedView], config: Any, mask_ratio: float) -> Any:
@@ -59,12 +67,16 @@ def packed(corpus: Prepared, views: list[PackedView], config: Any, mask_ratio: f
 
 
 def whole_view(corpus: Prepared, sample: Sample, target_gsd: float, seed: int) -> PackedView:
-    """A view of a sample that keeps every modality it has and every date."""
+    """A view of a sample that keeps every modality it has, and DATES dates spread over each series."""
     names = tuple(m.name for m in corpus.spec.modalities if m.name in sample.images)
     rows, columns = view_grid(corpus.spec, target_gsd)
     noise = np.random.default_rng(seed).random(len(names) * rows * columns)
     statistics: dict[str, Any] = {name: corpus.statistics(sample, name) for name in names}
-    return PackedView(sample, target_gsd, names, noise, statistics=statistics)
+    dates = {}
+    for name in names:
+        last = len(sample.images[name].values) - 1
+        dates[name] = np.unique(np.linspace(0, last, min(last + 1, DATES)).round().astype(int))
+    return PackedView(sample, target_gsd, names, noise, dates, statistics)
 
 
 def sensors_of(spec: CorpusSpec) -> dict[str, Sensor]:
@@ -106,13 +118,14 @@ def reconstructions(trained: Trained, corpus: Prepared, view: PackedView) -> dic
     outputs = jax.device_get(run(trained.module, rows))
     for name in view.modalities:
         arrays, images, sensor = outputs[name], rows.images[name], sensors[name]
-        frame = best_frame(view.sample.images[name], sensor)
-        prediction, target, values = (array[0, 0, frame] for array in arrays[:3])
+        image = view.sample.images[name]
+        place = best_frame(image, view.dates[name])
+        frame = view.dates[name][place]
+        prediction, target, values = (array[0, 0, place] for array in arrays[:3])
         mean, std = (m[0, 0][:, None, None] for m in (images.mean_RxSxC, images.std_RxSxC))
         restored = prediction
         if config.traps.target == "per_pixel":
             restored = prediction * values.std(axis=0, ddof=1) + values.mean(axis=0)
-        image = view.sample.images[name]
         results[name] = figures.Hidden(
             original=image.values[frame].astype(np.float32) * sensor.scale + sensor.offset,
             reconstruction=(restored * std + mean) * sensor.scale + sensor.offset,
@@ -135,15 +148,16 @@ def zero_losses(spec: CorpusSpec, target: str) -> dict[str, float]:
     return {name: (count - 1) / count if target == "per_pixel" else 1.0 for name, count in bands.items()}
 
 
-def best_frame(image: Any, sensor: Sensor) -> int:
-    """The date to show of a series: most valid pixels, then within the growing season, then the darkest (no cloud)."""
+def best_frame(image: Image, kept: np.ndarray) -> int:
+    """The place in `kept` of the date to show: most valid pixels, then in summer, then the darkest (without cloud)."""
 
-    def rank(frame: int) -> tuple[float, bool, float]:
+    def rank(place: int) -> tuple[float, bool, float]:
+        frame = kept[place]
         valid = 1.0 if image.valid is None else float(image.valid[frame].mean())
         summer = 120 <= int(image.dates[frame]) <= 270
         return (-round(valid, 2), not summer, float(image.values[frame].mean()))
 
-    return min(range(len(image.values)), key=rank)
+    return min(range(len(kept)), key=rank)
 
 
 def features(
@@ -215,14 +229,21 @@ def arguments() -> Any:
     return parser
 
 
-def open_corpus(workdir: Path, entry: Any) -> Prepared:
-    """The prepared corpus of a configuration's entry: its validation split if it has one, else its training split."""
+def open_corpus(workdir: Path, entry: Any, sensors: dict[str, Sensor]) -> Prepared:
+    """The prepared corpus of a configuration's entry, seen by the sensors of the training.
+
+    Its validation split, or its training split where the other is empty.
+    """
     folder = Path(entry.prepared).expanduser() if entry.prepared else workdir / "corpora" / entry.name
     try:
-        train = Prepared(folder)
-        return Prepared(folder, "val") if "val" in train.manifest["splits"] else train
+        corpus = Prepared(folder)
+        if corpus.manifest["splits"].get("val", {}).get("shards"):
+            corpus = Prepared(folder, "val")
     except ValueError as error:
-        raise console.UserError(str(error)) from error
+        raise console.UserError(f"corpus {entry.name}: {error}") from error
+    seen = tuple(dataclasses.replace(m, sensor=sensors[m.name]) for m in corpus.spec.modalities)
+    corpus.spec = dataclasses.replace(corpus.spec, name=entry.name, modalities=seen)
+    return corpus
 
 
 def run() -> int:
@@ -240,15 +261,20 @@ def run() -> int:
     output.mkdir(parents=True, exist_ok=True)
     print(f"Drawing {given.workdir} at step {trained.step:,} ({trained.config.recipe} recipe):", flush=True)
 
+    from ml_collections import ConfigDict
+
     from ramen_jax.training import metrics
 
-    corpora = {entry.name: open_corpus(given.workdir, entry) for entry in trained.config.corpora}
+    entries = [ConfigDict(entry) for entry in trained.config.corpora]
+    corpora = {
+        entry.name: open_corpus(given.workdir, entry, trained.sensors[entry.name]) for entry in entries
+    }
     baselines = {
         name: zero_losses(corpus.spec, trained.config.traps.target) for name, corpus in corpora.items()
     }
     title = f"Pretraining loss, {trained.config.recipe} recipe, seed {trained.config.seed}"
     figures.loss(metrics.read(given.workdir), baselines, title, output / "loss.png")
-    for entry in trained.config.corpora:
+    for entry in entries:
         corpus = corpora[entry.name]
         if not 0 <= given.sample < len(corpus):
             raise console.UserError(

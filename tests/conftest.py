@@ -1,4 +1,4 @@
-"""What every test shares. Settings go through the environment, before jax is imported and into subprocesses."""
+"""What every test shares. Settings go through the environment: before jax is imported, and into subprocesses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A broadcast between arrays of different rank is an error in tests: it has hidden many a wrong axis.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # TFDS and others look for a network or an accelerator when imported; tests need neither.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Tests compile many small programs and run each once: these settings halve XLA's compile time on a CPU, and
 # programs compiled by an earlier run are kept.

@@ -106,17 +106,20 @@ def tiny():
     corpus = Rendered()
 
     def build(recipe):
-        from flax import nnx
+        import jax
 
-        from ramen_jax.model.mae import RamenMAE
+        from ramen_jax.training.experiment import ramen
 
         config = configuration.default()
         configuration.apply_size(config, "tiny")
         config.model.depth = config.model.decoder_depth = 1
         config.recipe = recipe
         config = configuration.finish(config)
-        module = RamenMAE(config.model, config.traps, rngs=nnx.Rngs(0))
-        return pictures.Trained(module, config, 0), corpus
+        model = ramen(config)
+        random = np.random.default_rng(0)
+        arrays = jax.tree.map(lambda leaf: random.normal(0, 0.05, leaf.shape), jax.eval_shape(model.create))
+        module = model.join(*jax.tree.map(lambda array: array.astype(np.float32), arrays))
+        return pictures.Trained(module, config, 0, {}), corpus
 
     return build
 
