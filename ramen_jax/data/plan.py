@@ -14,7 +14,8 @@ How a step is found, all O(1):
 4. The sample of a position: a permutation per epoch.
 
 An epoch covers every sample exactly once (with `views_per_sample` views, which share a row, so the sample is read
-once). Rows of a step may straddle two epochs; nothing is dropped or repeated.
+once). Rows of a step may straddle two epochs; nothing is dropped or repeated. A corpus of fewer than `FEW` samples
+cannot fill its rows, nor meet all draws, in one epoch: several of its epochs are laid out together.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from ramen_jax.data.packing import TEMPORALS, Capacity, view_grid
 from ramen_jax.data.records import CorpusSpec
 
 MIXTURE_BLOCK = 1024
+FEW = 64  # samples
+ENOUGH = 256  # positions to lay out together for a corpus of few samples
 DRAWS = ("per_sample", "per_step")
 
 
@@ -252,10 +255,10 @@ def _mixture_block(key: int, block: int, counts: tuple[int, ...]) -> tuple[np.nd
 
 
 class _Stream:
-    """The endless rows of one corpus; row g of the stream lies in epoch g // rows_per_epoch."""
+    """The endless rows of one corpus."""
 
     capacity: Capacity
-    rows_per_epoch: int
+    rows_per_epoch: float  # on average
 
     def __init__(self, corpus: PlannedCorpus, rows_per_step: int, plan: Plan) -> None:
         _check_corpus(corpus)
@@ -269,7 +272,8 @@ class _Stream:
         raise NotImplementedError
 
     def epoch(self, number: int) -> int:
-        return number // self.rows_per_epoch
+        """The epoch of a row's first view."""
+        return self.row(number)[0].epoch
 
     def real_token_share(self) -> dict[str, float]:
         raise NotImplementedError
@@ -324,16 +328,19 @@ class _PackedStream(_Stream):
         )
         limits = row_template.choose_limits(self.draws, corpus.row_length, corpus.name, gsds)
         demand = self.draws.demand_IxQ()
-        self.blocks, rest = divmod(corpus.samples, row_template.BLOCK)
+        # A lap is the run of epochs that is laid out together: one, unless the samples are few.
+        self.laps = 1 if corpus.samples >= FEW else -(-ENOUGH // corpus.samples)
+        self.blocks, self.rest = divmod(corpus.samples * self.laps, row_template.BLOCK)
         templates = []
         if self.blocks:
             templates.append((row_template.lay_out(demand, limits.vector()), self.draws))
-        if rest:
-            templates.append((row_template.lay_out(demand[:rest], limits.vector()), self.draws.head(rest)))
+        if self.rest:
+            last = row_template.lay_out(demand[: self.rest], limits.vector())
+            templates.append((last, self.draws.head(self.rest)))
         self.block_template, self.last_template = templates[0][0], templates[-1][0]
-        self.rows_per_epoch = self.blocks * self.block_template.rows + (
-            self.last_template.rows if rest else 0
-        )
+        self.rows_per_lap = self.blocks * self.block_template.rows
+        self.rows_per_lap += self.last_template.rows if self.rest else 0
+        self.rows_per_epoch = self.rows_per_lap / self.laps
         self.capacity = row_template.capacity_of(
             templates,
             limits,
@@ -345,37 +352,39 @@ class _PackedStream(_Stream):
         )
 
     def row(self, number: int) -> list[View]:
-        epoch, place = divmod(number, self.rows_per_epoch)
-        place = int(counter_rng.permute(place, self.rows_per_epoch, self.key("rows", epoch))[0])
+        lap, place = divmod(number, self.rows_per_lap)
+        place = int(counter_rng.permute(place, self.rows_per_lap, self.key("rows", lap))[0])
         block, k = divmod(place, self.block_template.rows)
         if block < self.blocks:
             items = self.block_template.row(k)
         else:
             block, k = self.blocks, place - self.blocks * self.block_template.rows
             items = self.last_template.row(k)
-        positions = items + block * row_template.BLOCK
-        samples = self.sample(positions, epoch)
+        epochs, positions = np.divmod(items + np.int64(block * row_template.BLOCK), self.corpus.samples)
+        epochs += lap * self.laps
+        samples = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            samples[epochs == epoch] = self.sample(positions[epochs == epoch], int(epoch))
         draws = self.draws
         return [
             self.view(
                 int(sample),
-                epoch,
+                int(epoch),
                 int(position),
                 v,
                 int(draws.gsd_IxV[item, v]),
                 draws.order_IxVxJ[item, v, : draws.kept_IxV[item, v]].tolist(),
             )
-            for item, position, sample in zip(items, positions, samples, strict=True)
+            for item, epoch, position, sample in zip(items, epochs, positions, samples, strict=True)
             for v in range(draws.kept_IxV.shape[1])
         ]
 
     def real_token_share(self) -> dict[str, float]:
         tokens = self.draws.demand_IxQ()[:, :2]
-        rest = self.corpus.samples - self.blocks * row_template.BLOCK
-        decoder, encoder = self.blocks * tokens.sum(axis=0) + tokens[:rest].sum(axis=0)
+        decoder, encoder = self.blocks * tokens.sum(axis=0) + tokens[: self.rest].sum(axis=0)
         return {
-            "encoder": float(encoder / (self.rows_per_epoch * self.capacity.encoder_length)),
-            "decoder": float(decoder / (self.rows_per_epoch * self.capacity.decoder_length)),
+            "encoder": float(encoder / (self.rows_per_lap * self.capacity.encoder_length)),
+            "decoder": float(decoder / (self.rows_per_lap * self.capacity.decoder_length)),
         }
 
 
@@ -396,7 +405,7 @@ class _PaperStream(_Stream):
                 f"{length}; use row_length {largest} or more, or coarser target GSDs",
                 USAGE,
             )
-        self.rows_per_epoch = -(-corpus.samples // self.views)
+        self.rows_per_epoch = corpus.samples / self.views
         visible = row_template.visible_count(len(self.names) * cells, plan.mask_ratio)
         per_modality = self.views * cells
         self.capacity = Capacity(
@@ -419,9 +428,6 @@ class _PaperStream(_Stream):
             epoch, position = divmod(item, self.corpus.samples)
             views.append(self.view(int(self.sample(position, epoch)[0]), epoch, position, 0, gsd, kept))
         return views
-
-    def epoch(self, number: int) -> int:
-        return number * self.views // self.corpus.samples
 
     def real_token_share(self) -> dict[str, float]:
         cells = np.array([np.prod(view_grid(self.corpus.spec, g)) for g in self.corpus.target_gsds])

@@ -33,8 +33,8 @@ def coasts(samples: int = 300, **changes) -> PlannedCorpus:
 
 def rows_of_epoch(plan: Plan, corpus: str, epoch: int) -> list[list[View]]:
     """The rows of one epoch of the only corpus, cut out of the steps that hold it."""
-    per_epoch = plan._streams[corpus].rows_per_epoch
     per_step = plan.capacity(corpus).rows
+    per_epoch = round(plan.steps_per_epoch(corpus) * per_step)
     first, last = epoch * per_epoch, (epoch + 1) * per_epoch
     steps = range(first // per_step, -(-last // per_step))
     rows = [row for step in steps for row in plan.rows(step)]
@@ -354,7 +354,22 @@ def test_max_dates_bound_the_capacity() -> None:
 
 def test_a_single_view_geometry_works() -> None:
     one = dataclasses.replace(FIELDS, modalities=FIELDS.modalities[:1])
-    plan = Plan([PlannedCorpus(one, 10, (16.0,))], seed=1, rows_per_step=1)  # one token per view
+    plan = Plan([PlannedCorpus(one, 100, (16.0,))], seed=1, rows_per_step=1)  # one token per view
     rows = rows_of_epoch(plan, "fields", 0)
     assert_within(plan, "fields", rows)
-    assert sorted(v.sample for row in rows for v in row) == list(range(10))
+    assert sorted(v.sample for row in rows for v in row) == list(range(100))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 36])
+def test_few_samples_fill_rows_and_meet_all_draws_over_several_epochs(samples: int) -> None:
+    spec, gsds = PAPER["flairhub"]
+    plan = Plan([PlannedCorpus(spec, samples, gsds)], seed=1, rows_per_step=1)
+    laps = -(-256 // samples)
+    rows = [plan.rows(step)[0] for step in range(round(laps * plan.steps_per_epoch("flairhub")))]
+    assert_within(plan, "flairhub", rows)
+    views = [view for row in rows for view in row]
+    for epoch in range(laps):
+        assert sorted(v.sample for v in views if v.epoch == epoch) == list(range(samples))
+    assert {v.target_gsd for v in views} == set(gsds)
+    assert len({v.key for v in views}) == len(views)
+    assert min(plan.real_token_share("flairhub").values()) > 0.9
