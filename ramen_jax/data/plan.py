@@ -34,7 +34,7 @@ from ramen_jax.data.records import CorpusSpec
 
 MIXTURE_BLOCK = 1024
 FEW = 64  # samples
-ENOUGH = 256  # positions to lay out together for a corpus of few samples
+ENOUGH = 1024  # positions to lay out together for a corpus of few samples
 DRAWS = ("per_sample", "per_step")
 
 

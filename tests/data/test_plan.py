@@ -364,7 +364,7 @@ def test_a_single_view_geometry_works() -> None:
 def test_few_samples_fill_rows_and_meet_all_draws_over_several_epochs(samples: int) -> None:
     spec, gsds = PAPER["flairhub"]
     plan = Plan([PlannedCorpus(spec, samples, gsds)], seed=1, rows_per_step=1)
-    laps = -(-256 // samples)
+    laps = -(-1024 // samples)
     rows = [plan.rows(step)[0] for step in range(round(laps * plan.steps_per_epoch("flairhub")))]
     assert_within(plan, "flairhub", rows)
     views = [view for row in rows for view in row]
