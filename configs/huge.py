@@ -1,4 +1,4 @@
-"""RAMEN huge (about 670 million parameters) on the paper's three corpora: the largest; shards parameters over all devices (fsdp).
+"""RAMEN huge (about 670 million parameters) on the paper's three corpora, its state sharded over all devices.
 
     python -m ramen_jax.train --config configs/huge.py --workdir runs/huge
 

@@ -1,4 +1,4 @@
-"""RAMEN large (about 340 million parameters) on the paper's three corpora: the next size after the paper's; shards parameters over all devices (fsdp).
+"""RAMEN large (about 340 million parameters) on the paper's three corpora, its state sharded over all devices.
 
     python -m ramen_jax.train --config configs/large.py --workdir runs/large
 

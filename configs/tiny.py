@@ -14,13 +14,16 @@ from ramen_jax.config import apply_size, corpus, default
 def get_config() -> ConfigDict:
     config = default()
     apply_size(config, "tiny")
-    config.recipe = "fixed"  # so that a reconstruction is an image: the reference predicts differences of bands only
+    config.recipe = (
+        "fixed"  # so that a reconstruction is an image: the reference predicts differences of bands only
+    )
     config.corpora = (
         corpus(
             "tiny",
             kind="synthetic",
             options={"geometry": "tiny", "places": 96},
-            target_gsds=(2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
+            target_gsds=(4.0, 5.0, 6.0, 8.0, 10.0),
+            row_length=800,
         ),
     )
     config.data.rows_per_step = 4

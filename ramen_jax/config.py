@@ -15,44 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ramen_jax.console import USAGE, UserError, close_names
-
-RECIPE = "recipe"  # value of a traps.* key that follows config.recipe
-
-# Every numerical trap of the official code: key -> (reference value, fixed value, other accepted values).
-TRAPS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
-    "target": ("per_pixel", "standardised", ()),
-    "time_mask": ("reference", "fixed", ()),
-    "modality_embedding": ("none", "bands", ()),
-    "missing": ("zeros", "excluded", ()),
-    "encodings": ("float32", "float32", ("bfloat16",)),
-    "sampling": ("reference", "metric", ("area",)),
-    "temporal": ("all", "visible", ()),
-    "ltae_dropout": (0.1, 0.0, (float,)),
-    "mmearth_wavelengths": ("reference", "fixed", ()),
-    "worldstrat_repeats": ("reference", "fixed", ()),
-    "statistics": ("reference", "pooled", ()),
-}
-
-KINDS = ("synthetic", "flairhub", "mmearth", "worldstrat", "geofolder", "treesatai", "worldcereal")
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": dict(
-        embed_dim=64, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4
-    ),
-    "small": dict(
-        embed_dim=384, depth=12, num_heads=6, decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8
-    ),
-    "base": dict(
-        embed_dim=768, depth=12, num_heads=12, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
-    ),
-    "large": dict(
-        embed_dim=1024, depth=24, num_heads=16, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
-    ),
-    "huge": dict(
-        embed_dim=1280, depth=32, num_heads=16, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16
-    ),
-}
+from ramen_jax.config_rules import RECIPE, SIZES, TRAPS, expand_recipe, usage, validate
+from ramen_jax.console import close_names
 
 # Groups of a corpus whose keys are the user's, and an example of their values.
 OPEN_GROUPS: dict[str, Any] = {"temporal_dropout": 0.0, "max_dates": 0, "options": None}
@@ -62,10 +26,6 @@ EXECUTION_KEYS = (
     *("checkpoint", "logging", "compile_cache", "sharding", "validation"),
     *("data.workers", "data.prefetch", "data.max_bad_share", "train.stop_at", "train.skip_steps"),
 )
-
-
-def _usage(message: str) -> UserError:
-    return UserError(message, USAGE)
 
 
 def default() -> ConfigDict:
@@ -91,7 +51,7 @@ def default() -> ConfigDict:
     )
     config.model.remat = "full"  # recomputed in the backward pass: "none", "full" (each block) or "dots"
 
-    config.traps = ConfigDict({key: RECIPE for key in TRAPS}, type_safe=False)  # see TRAPS for the values
+    config.traps = ConfigDict(dict.fromkeys(TRAPS, RECIPE), type_safe=False)  # see TRAPS for the values
 
     config.corpora = ()  # of corpus(...); every step trains on one of them, drawn by weight
 
@@ -167,7 +127,9 @@ def corpus(name: str, **changes: Any) -> ConfigDict:
     entry = ConfigDict()
     entry.name = name
     entry.kind = ""  # one of KINDS: which reader prepares it; "": the one named in `spec`
-    entry.spec = ""  # YAML that describes the corpus, or the name of one in configs/corpora; "": the kind's own
+    entry.spec = (
+        ""  # YAML that describes the corpus, or the name of one in configs/corpora; "": the kind's own
+    )
     entry.source = ""  # folder of the original files; environment variables are expanded
     entry.options = ConfigDict(type_safe=False)  # reader option -> value, over those of the YAML
     entry.prepared = ""  # folder of the prepared corpus; "": {workdir}/corpora/{name}, prepared on first use
@@ -180,7 +142,7 @@ def corpus(name: str, **changes: Any) -> ConfigDict:
     entry.max_dates = ConfigDict()  # modality -> longest series used; modalities not named keep all dates
     for key, value in changes.items():
         if key not in entry:
-            raise _usage(f"corpus {name!r} has no key {key!r}; {close_names(key, list(entry))}")
+            raise usage(f"corpus {name!r} has no key {key!r}; {close_names(key, list(entry))}")
         entry[key] = ConfigDict(value, type_safe=False) if isinstance(value, Mapping) else value
     return entry
 
@@ -230,16 +192,16 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path("configs")
         choices = sorted(str(other) for other in folder.glob("*.py"))
-        raise _usage(f"no configuration file {name}; {close_names(name, choices)}")
+        raise usage(f"no configuration file {name}; {close_names(name, choices)}")
     if switch not in ("", "quicktest"):
-        raise _usage(f"{path}: unknown switch {switch!r}, the one that exists is ':quicktest'")
+        raise usage(f"{path}: unknown switch {switch!r}, the one that exists is ':quicktest'")
     specification = importlib.util.spec_from_file_location(f"ramen_jax_config_{file.stem}", file)
     if specification is None or specification.loader is None:
-        raise _usage(f"{name} is not a Python file; a configuration is a .py file with a get_config()")
+        raise usage(f"{name} is not a Python file; a configuration is a .py file with a get_config()")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise _usage(f"{name} defines no get_config(); a configuration file must")
+        raise usage(f"{name} defines no get_config(); a configuration file must")
     config = module.get_config()
     if switch == "quicktest":
         quicktest(config)
@@ -253,7 +215,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str
     options = [option for action in parser._actions for option in action.option_strings]
     for argument in rest:
         if not argument.startswith("--config."):
-            raise _usage(f"unknown argument {argument}; {close_names(argument.partition('=')[0], options)}")
+            raise usage(f"unknown argument {argument}; {close_names(argument.partition('=')[0], options)}")
     return arguments, overrides
 
 
@@ -262,7 +224,7 @@ def finish(config: ConfigDict, overrides: Iterable[str] = (), origin: str = "con
     _check_keys(config, origin)
     for override in overrides:
         _apply(config, override)
-    _expand_recipe(config)
+    expand_recipe(config)
     validate(config)
     return config.lock()
 
@@ -307,153 +269,10 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return lines
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises UserError with one sentence for the first value that cannot work."""
-    model, data, optimizer = config.model, config.data, config.optimizer
-
-    def require(condition: bool, key: str, found: Any, expected: str) -> None:
-        if not condition:
-            raise _usage(f"config.{key} is {found!r}, expected {expected}")
-
-    # 16 L-TAE heads, each of an even width; the decoder splits its position encoding in four.
-    require(
-        model.embed_dim > 0 and model.embed_dim % 32 == 0,
-        "model.embed_dim",
-        model.embed_dim,
-        f"a multiple of 32 (16 temporal heads of even width), e.g. {_nearest(model.embed_dim, 32)}",
-    )
-    require(
-        model.decoder_embed_dim > 0 and model.decoder_embed_dim % 16 == 0,
-        "model.decoder_embed_dim",
-        model.decoder_embed_dim,
-        f"a multiple of 16, e.g. {_nearest(model.decoder_embed_dim, 16)}",
-    )
-    for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim")):
-        divisors = [n for n in range(1, model[width] + 1) if model[width] % n == 0]
-        nearest = min(divisors, key=lambda n: abs(n - model[heads]))
-        require(
-            model[heads] in divisors,
-            f"model.{heads}",
-            model[heads],
-            f"a divisor of config.model.{width} = {model[width]}, e.g. {nearest}",
-        )
-    for key in ("depth", "decoder_depth"):
-        require(model[key] >= 1, f"model.{key}", model[key], "at least 1 block")
-    require(model.mlp_ratio > 0, "model.mlp_ratio", model.mlp_ratio, "a positive ratio")
-    require(0 < model.mask_ratio < 1, "model.mask_ratio", model.mask_ratio, "a share between 0 and 1")
-    _require_choice("model.dtype", model.dtype, ("float32", "bfloat16"))
-    _require_choice("model.remat", model.remat, ("none", "full", "dots"))
-
-    _require_choice("data.draw", data.draw, ("per_sample", "per_step"))
-    require(data.rows_per_step >= 1, "data.rows_per_step", data.rows_per_step, "at least 1 row")
-    for key in ("row_length", "workers", "prefetch"):
-        require(data[key] >= 0, f"data.{key}", data[key], "0 or more")
-    require(data.views_per_sample >= 1, "data.views_per_sample", data.views_per_sample, "at least 1 view")
-    require(0 <= data.max_bad_share <= 1, "data.max_bad_share", data.max_bad_share, "a share from 0 to 1")
-    require(
-        optimizer.accumulate >= 1 and data.rows_per_step % optimizer.accumulate == 0,
-        "optimizer.accumulate",
-        optimizer.accumulate,
-        f"a divisor of config.data.rows_per_step = {data.rows_per_step}",
-    )
-
-    _require_choice("optimizer.per", optimizer.per, ("step", "epoch"))
-    for key in ("learning_rate", "eps", "clip_norm"):
-        require(optimizer[key] > 0, f"optimizer.{key}", optimizer[key], "a positive number")
-    for key in ("warmup_from", "final_rate", "weight_decay"):
-        require(optimizer[key] >= 0, f"optimizer.{key}", optimizer[key], "0 or more")
-    for key in ("beta1", "beta2"):
-        require(0 <= optimizer[key] < 1, f"optimizer.{key}", optimizer[key], "a number from 0 to below 1")
-    require(
-        0 <= optimizer.warmup_share <= 1,
-        "optimizer.warmup_share",
-        optimizer.warmup_share,
-        "a share from 0 to 1",
-    )
-    require(
-        config.train.steps > 0 or config.train.epochs > 0,
-        "train.epochs",
-        config.train.epochs,
-        "a positive number",
-    )
-    require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "at least 1 step")
-    require(
-        config.checkpoint.keep_latest >= 1,
-        "checkpoint.keep_latest",
-        config.checkpoint.keep_latest,
-        "at least 1",
-    )
-    require(config.logging.every >= 1, "logging.every", config.logging.every, "at least 1 step")
-
-    axes = [config.sharding[axis] for axis in ("data", "fsdp", "tensor")]
-    require(
-        all(size == -1 or size >= 1 for size in axes) and axes.count(-1) <= 1,
-        "sharding",
-        dict(zip(("data", "fsdp", "tensor"), axes, strict=True)),
-        "positive device counts for data, fsdp and tensor, one of them at most -1 (the rest)",
-    )
-    for mapping in ("storage", "compute"):
-        for axis, target in config.sharding[mapping].items():
-            _require_choice(f"sharding.{mapping}.{axis}", target, ("", "data", "fsdp", "tensor"))
-
-    names = [entry.name for entry in config.corpora]
-    require(len(set(names)) == len(names), "corpora", names, "different names")
-    for entry in config.corpora:
-        where = f"corpora.{entry.name}"
-        _require_choice(f"{where}.kind", entry.kind, KINDS if not entry.spec else ("", *KINDS))
-        for key in ("samples", "rows_per_step", "row_length"):
-            require(entry[key] >= 0, f"{where}.{key}", entry[key], "0 or more")
-        require(
-            entry.rows_per_step % optimizer.accumulate == 0,
-            f"{where}.rows_per_step",
-            entry.rows_per_step,
-            f"a multiple of config.optimizer.accumulate = {optimizer.accumulate}",
-        )
-        require(
-            len(entry.target_gsds) > 0, f"{where}.target_gsds", entry.target_gsds, "at least one target GSD"
-        )
-        for gsd in entry.target_gsds:
-            require(gsd > 0, f"{where}.target_gsds", gsd, "a positive number of metres per token")
-        require(entry.weight > 0, f"{where}.weight", entry.weight, "a positive share")
-        for modality, share in entry.temporal_dropout.items():
-            require(
-                0 <= share < 1, f"{where}.temporal_dropout.{modality}", share, "a share from 0 to below 1"
-            )
-
-
-def _nearest(value: int, factor: int) -> int:
-    return max(factor, round(value / factor) * factor)
-
-
-def _require_choice(key: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        known = ", ".join(repr(choice) for choice in choices)
-        raise _usage(
-            f"config.{key} is {value!r}, expected one of {known}; {close_names(str(value), list(choices))}"
-        )
-
-
-def _expand_recipe(config: ConfigDict) -> None:
-    """Replaces "recipe" in traps.* by the value of config.recipe, and checks every value."""
-    _require_choice("recipe", config.recipe, ("reference", "fixed"))
-    for key, (reference, fixed, others) in TRAPS.items():
-        value = config.traps[key]
-        if value == RECIPE:
-            config.traps[key] = reference if config.recipe == "reference" else fixed
-        elif float in others:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise _usage(
-                    f"config.traps.{key} is {value!r}, expected {RECIPE!r} or a share from 0 to below 1"
-                )
-            config.traps[key] = float(value)
-        else:
-            _require_choice(f"traps.{key}", value, (RECIPE, *dict.fromkeys((reference, fixed, *others))))
-
-
 def _check_keys(config: ConfigDict, origin: str) -> None:
     """Every key of `config` must exist in default() (corpora: in corpus())."""
     if not isinstance(config, ConfigDict):
-        raise _usage(
+        raise usage(
             f"{origin}: get_config() returned {type(config).__name__}, expected the result of default()"
         )
     known = default()
@@ -462,17 +281,17 @@ def _check_keys(config: ConfigDict, origin: str) -> None:
         for key in found:
             if key not in expected:
                 choices = [prefix + other for other in expected]
-                raise _usage(f"{origin}: no such key {prefix}{key}; {close_names(prefix + key, choices)}")
+                raise usage(f"{origin}: no such key {prefix}{key}; {close_names(prefix + key, choices)}")
             if isinstance(expected[key], ConfigDict):
                 if not isinstance(found[key], ConfigDict):
-                    raise _usage(f"{origin}: {prefix}{key} is {found[key]!r}, expected a group of keys")
+                    raise usage(f"{origin}: {prefix}{key} is {found[key]!r}, expected a group of keys")
                 if not _is_open(prefix + key):
                     compare(found[key], expected[key], f"{prefix}{key}.")
 
     compare(config, known, "config.")
     for key in known:
         if key not in config:
-            raise _usage(f"{origin}: key config.{key} is missing; start from ramen_jax.config.default()")
+            raise usage(f"{origin}: key config.{key} is missing; start from ramen_jax.config.default()")
     for entry in config.corpora:
         compare(entry, corpus("any"), f"config.corpora.{entry.name}.")
 
@@ -487,13 +306,13 @@ def _apply(config: ConfigDict, override: str) -> None:
     text = override.removeprefix("--").removeprefix("config.")
     key, equals, value = text.partition("=")
     if not equals:
-        raise _usage(f"{override!r} has no value; write --config.{key}=VALUE")
+        raise usage(f"{override!r} has no value; write --config.{key}=VALUE")
     group: Any = config
     parts = key.split(".")
     for depth, part in enumerate(parts[:-1]):
-        group = _member(group, part, parts[: depth + 1], config)
+        group = _member(group, part, parts, config)
         if not isinstance(group, ConfigDict | tuple | list):
-            raise _usage(
+            raise usage(
                 f"config.{'.'.join(parts[: depth + 1])} is a single value and has no key {parts[depth + 1]}"
             )
     last = parts[-1]
@@ -502,7 +321,7 @@ def _apply(config: ConfigDict, override: str) -> None:
         return
     current = _member(group, last, parts, config)
     if isinstance(current, ConfigDict) or key == "corpora":
-        raise _usage(f"config.{key} is a group of keys, not a value; set one of its keys")
+        raise usage(f"config.{key} is a group of keys, not a value; set one of its keys")
     if key == "traps.ltae_dropout":
         group[last] = value if value == RECIPE else _typed(f"config.{key}", value, 0.0)
         return
@@ -515,11 +334,11 @@ def _member(group: Any, part: str, path: Sequence[str], config: ConfigDict) -> A
             if part in (entry.name, str(index)):
                 return entry
         choices = [entry.name for entry in group]
-        raise _usage(f"no corpus {part!r} in this configuration; {close_names(part, choices)}")
+        raise usage(f"no corpus {part!r} in this configuration; {close_names(part, choices)}")
     if part not in group:
         full = ".".join(path)
         choices = [key for key, _ in flat(config)]
-        raise _usage(f"no such key config.{full}; {close_names(full, choices)}")
+        raise usage(f"no such key config.{full}; {close_names(full, choices)}")
     return group[part]
 
 
@@ -535,21 +354,21 @@ def _typed(key: str, text: str, current: Any) -> Any:
     if isinstance(current, bool):
         if text.lower() in ("true", "false", "1", "0", "yes", "no"):
             return text.lower() in ("true", "1", "yes")
-        raise _usage(f"{key}={text!r}: expected true or false")
+        raise usage(f"{key}={text!r}: expected true or false")
     if isinstance(current, int | float):
         kind = type(current)
         try:
             return kind(text)
         except ValueError:
             words = "a whole number" if kind is int else "a number"
-            raise _usage(f"{key}={text!r}: expected {words}") from None
+            raise usage(f"{key}={text!r}: expected {words}") from None
     try:
         value = ast.literal_eval(text if text.startswith(("(", "[")) else f"({text},)" if text else "()")
         entries = tuple(value)
         number = float if key.endswith("target_gsds") else int
         return tuple(number(entry) for entry in entries)
     except (ValueError, SyntaxError, TypeError):
-        raise _usage(f"{key}={text!r}: expected numbers separated by commas, e.g. 5,10,20") from None
+        raise usage(f"{key}={text!r}: expected numbers separated by commas, e.g. 5,10,20") from None
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

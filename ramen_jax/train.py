@@ -51,7 +51,9 @@ def run() -> int:
         if outcome.complete:
             print(f"training complete: {outcome.step} steps, in {workdir}")
         else:
-            print(f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there")
+            print(
+                f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
+            )
     return STOPPED_BY_SIGNAL if outcome.signalled else 0
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from ramen_jax import config as configuration
 from ramen_jax.config import corpus, default, differences, finish, load, plain
+from ramen_jax.config_rules import TRAPS
 from ramen_jax.console import UserError
 
 FILES = ("tiny", "small", "base", "large", "huge", "terramesh", "mixture_real")
@@ -41,7 +41,12 @@ def test_base_is_the_paper(repository):
     config = load(repository / "configs" / "base.py")
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.warmup_from, optimizer.final_rate) == (1.5e-4, 1e-5, 1e-6)
-    assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.clip_norm) == (0.05, 0.9, 0.999, 1.0)
+    assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.clip_norm) == (
+        0.05,
+        0.9,
+        0.999,
+        1.0,
+    )
     assert config.train.epochs == 100
     assert optimizer.warmup_share * config.train.epochs == 20
     assert [(entry.name, len(entry.target_gsds)) for entry in config.corpora] == [
@@ -81,7 +86,7 @@ def test_overrides_take_the_type_of_the_default():
 
 def test_a_recipe_sets_every_trap_that_is_not_set():
     reference, fixed = complete(), complete("recipe=fixed", "traps.sampling=area")
-    for key, (old, new, _) in configuration.TRAPS.items():
+    for key, (old, new, _) in TRAPS.items():
         assert reference.traps[key] == old
         assert fixed.traps[key] == ("area" if key == "sampling" else new)
 
@@ -90,7 +95,7 @@ def test_a_recipe_sets_every_trap_that_is_not_set():
     ("override", "words"),
     [
         ("optimizer.learning_rat=1", ["config.optimizer.learning_rat;", "optimizer.learning_rate"]),
-        ("modell.depth=1", ["modell.depth"]),
+        ("modell.depth=1", ["config.modell.depth", "model.depth"]),
         ("model.depth", ["no value"]),
         ("model.depth=deep", ["'deep'", "whole number"]),
         ("model.depth.x=1", ["config.model.depth is a single value"]),
@@ -155,5 +160,7 @@ def test_reading_a_configuration_imports_no_jax(repository):
         "import sys; from ramen_jax.config import load; load('configs/base.py'); "
         "print([m for m in ('jax', 'flax', 'torch', 'tensorflow') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -118,8 +118,12 @@ class Checkpoints:
         if jax.process_index() == 0:
             try:
                 self._list_files(step)
-            except OSError as error:  # the checkpoint is whole; only a later truncation would be harder to see
-                self.note(f"WARNING: the list of files of checkpoint {step} was not written ({_first_line(error)})")
+            except (
+                OSError
+            ) as error:  # the checkpoint is whole; only a later truncation would be harder to see
+                self.note(
+                    f"WARNING: the list of files of checkpoint {step} was not written ({_first_line(error)})"
+                )
 
     def close(self) -> None:
         """Waits for the save under way and stops the background threads."""

@@ -130,7 +130,8 @@ def _validation(config: ConfigDict, workdir: Path) -> Any:
 def _open(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "train") -> Prepared:
     folder = Path(entry.prepared).expanduser() if entry.prepared else workdir / "corpora" / entry.name
     if jax.process_index() == 0:
-        prepare(plain(entry), folder)
+        options = {"repeats": config.traps.worldstrat_repeats} if entry.kind == "worldstrat" else {}
+        prepare({**plain(entry), "options": {**options, **plain(entry.options)}}, folder)
     if jax.process_count() > 1:
         # The others open the corpus once it is complete.
         from jax.experimental import multihost_utils
@@ -154,7 +155,8 @@ def _open(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "tr
 def _trap_sensor(config: ConfigDict, found: Sensor) -> Sensor:
     """The sensor as the recipe sees it: trap 17b gives two MMEarth bands each other's wavelength."""
     if found.name == "mmearth_s2" and config.traps.mmearth_wavelengths == "reference":
-        assert found.mean is not None and found.std is not None
+        assert found.mean is not None  # Prepared always gives both
+        assert found.std is not None
         return sensor("mmearth_s2_reference").with_statistics(found.mean, found.std)
     return found
 
@@ -167,9 +169,13 @@ def measure_data(config: ConfigDict, workdir: str, corpus: str, seconds: float) 
     """Lines with the speed of the data pipeline of one corpus of the configuration, on one core."""
     entries = {entry.name: entry for entry in config.corpora}
     if corpus not in entries:
-        raise UserError(f"no corpus {corpus!r} in this configuration; {close_names(corpus, list(entries))}", USAGE)
+        raise UserError(
+            f"no corpus {corpus!r} in this configuration; {close_names(corpus, list(entries))}", USAGE
+        )
     if not workdir and not entries[corpus].prepared:
-        raise UserError("--data-only needs --workdir, or config.corpora.*.prepared, to find the corpus", USAGE)
+        raise UserError(
+            "--data-only needs --workdir, or config.corpora.*.prepared, to find the corpus", USAGE
+        )
     sources = {corpus: _open(config, entries[corpus], Path(workdir))}
     figures = pipeline.measure(make_plan(config, sources, config.seed), sources, seconds, recipe(config))
     for name, value in figures.items():

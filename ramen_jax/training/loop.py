@@ -23,7 +23,15 @@ from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.data.pipeline import StepBatch
 from ramen_jax.training import checkpoint, environment, optimizer, sharding
 from ramen_jax.training.metrics import Clock, Metrics
-from ramen_jax.training.step import Model, State, create_state, make_evaluation, make_step, state_shardings
+from ramen_jax.training.step import (
+    Model,
+    State,
+    abstract_state,
+    create_state,
+    make_evaluation,
+    make_step,
+    state_shardings,
+)
 
 BAD_SAMPLES_FREE = 3  # so many bad samples never stop a run, however few were seen
 
@@ -102,6 +110,7 @@ class _Run:
         try:
             with console.progress(job.steps, "training", "steps", start=start) as bar:
                 self.bar = bar
+                self.clock.pause()
                 self.checkpoints.note = bar.note if self.primary else print_note
                 done = self.iterate(state, start, end)
             self.checkpoints.close()
@@ -116,7 +125,7 @@ class _Run:
         return Outcome(done, done >= job.steps, self.last_loss, self.stopping.is_set() and done < end)
 
     def restore_or_create(self) -> tuple[State, int, dict[str, Any]]:
-        abstract = self.abstract_state()
+        abstract = abstract_state(self.job.model, self.optimizer, self.shardings)
         found = self.checkpoints.restore_latest(abstract, self.identity())
         if found is None:
             return create_state(self.job.model, self.optimizer, self.shardings), 0, {}
@@ -170,7 +179,7 @@ class _Run:
         compiled, seconds = environment.compile_step(step, state, rows, program)
         self.bar.note(f"compiled in {seconds:.1f} s")
         self.steps[batch.corpus] = compiled
-        self.clock.pause()
+        self.pause()
         return compiled
 
     def read_pending(self, state: State) -> None:
@@ -192,7 +201,7 @@ class _Run:
         if self.metrics.failed and not self.told:
             self.bar.note(f"WARNING: metrics are not being written ({self.metrics.failed}); training goes on")
             self.told = True
-        self.bar.advance(info=self.clock.line(loss, self.job.steps - step - 1))
+        self.bar.advance(info=self.clock.line(loss))
 
     def stop_not_finite(self, batch: StepBatch, values: Mapping[str, float], state: State) -> None:
         """The device applied neither this step nor the one after it: saves, names the samples, ends the run."""
@@ -228,7 +237,7 @@ class _Run:
             return float("nan")
         self.metrics.write(step - 1, means, board=True)
         self.bar.note(f"validation at step {step}: loss {means['validation/loss']:.5g}")
-        self.clock.pause()
+        self.pause()
         return means["validation/loss"]
 
     def save(self, state: State, step: int, validated: float | None) -> None:
@@ -243,7 +252,11 @@ class _Run:
         loss = training if validated is None else validated
         self.checkpoints.save(step, state, meta, loss if np.isfinite(loss) else 1e30)
         self.losses = []
-        self.clock.pause()
+        self.pause()
+
+    def pause(self) -> None:
+        """What took place since the last step (compilation, validation, saving) is in no rate and no time left."""
+        self.bar.began += self.clock.pause()
 
     def count_bad(self, batch: StepBatch) -> None:
         """Lists samples that could not be used, and stops above config.data.max_bad_share of those seen."""
@@ -270,14 +283,6 @@ class _Run:
             for corpus, modalities in self.job.sensors.items()
         }
         return {"sensors": sensors, "fingerprints": dict(self.job.fingerprints)}
-
-    def abstract_state(self) -> State:
-        shapes = jax.eval_shape(lambda: create_state(self.job.model, self.optimizer, self.shardings))
-        return jax.tree.map(
-            lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
-            shapes,
-            self.shardings,
-        )
 
     def place(self, value: np.generic) -> jax.Array:
         return jax.device_put(value, sharding.replicated(self.mesh))

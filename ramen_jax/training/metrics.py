@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ramen_jax.console import duration
-
 WARMING_STEPS = 2  # the first steps of a process compile or fill queues: they stay out of the rates
 
 
@@ -116,9 +114,11 @@ class Clock:
             self._window.append((seconds, views, tokens, padded))
         return seconds
 
-    def pause(self) -> None:
-        """What happened since the last tick (compilation, validation) is no step: it counts nowhere."""
-        self._last = time.monotonic()
+    def pause(self) -> float:
+        """What happened since the last tick (compilation, validation) is no step. Returns its seconds."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        return seconds
 
     def rates(self) -> dict[str, float]:
         """views/s, tokens/s real and with padding, and seconds per step over the last steps; empty at first."""
@@ -130,13 +130,12 @@ class Clock:
         rates = {name: total / seconds for name, total in zip(names, sums, strict=True)}
         return {**rates, "step_seconds": seconds / len(self._window)}
 
-    def line(self, loss: float, steps_left: int) -> str:
-        """`loss 0.93 · 41 samples/s · 30,000 tokens/s (97 % real) · 2 h 07 min left`."""
+    def line(self, loss: float) -> str:
+        """`loss 0.93 · 41 samples/s · 30,000 tokens/s (97 % real)`; the progress bar adds the time left."""
         rates = self.rates()
         parts = [f"loss {loss:.5g}"]
         if rates:
             real = rates["tokens_per_second"] / max(rates["padded_tokens_per_second"], 1e-9)
             parts.append(f"{rates['samples_per_second']:.3g} samples/s")
             parts.append(f"{rates['tokens_per_second']:,.0f} tokens/s ({real:.0%} real)")
-            parts.append(f"{duration(rates['step_seconds'] * steps_left)} left")
         return " · ".join(parts)

@@ -23,10 +23,10 @@ Tree = Any  # nested dicts of arrays, string keys only (they survive any checkpo
 
 
 class State(NamedTuple):
-    """Everything a step changes."""
+    """Everything a step changes (or, leaf for leaf, its shapes or its shardings)."""
 
-    step: jax.Array  # int32, updates tried so far = number of the next step
-    alive: jax.Array  # bool, False from the first non-finite step on
+    step: Any  # int32, updates tried so far = number of the next step
+    alive: Any  # bool, False from the first non-finite step on
     params: Tree  # float32
     statistics: Tree  # running means and variances of BatchNorm, float32
     opt_state: Tree
@@ -52,10 +52,11 @@ def describe(
     logical_axes: sharding.LogicalAxes,
 ) -> Model:
     """A Model from a function that builds the nnx module. Nothing is computed: shapes only."""
-    definition, _, _ = nnx.split(nnx.eval_shape(build), nnx.Param, statistic)
+    definition = nnx.split(nnx.eval_shape(build), nnx.Param, statistic)[0]
 
     def create() -> tuple[Tree, Tree]:
-        _, params, statistics = nnx.split(build(), nnx.Param, statistic)
+        parts: Any = nnx.split(build(), nnx.Param, statistic)
+        _, params, statistics = parts
         return _keys(nnx.to_pure_dict(params), str), _keys(nnx.to_pure_dict(statistics), str)
 
     return Model(definition, create, counts, logical_axes)
@@ -94,7 +95,17 @@ def _create(model: Model, optimizer: optax.GradientTransformation) -> State:
 
 def create_state(model: Model, optimizer: optax.GradientTransformation, shardings: State) -> State:
     """A fresh state. Each device computes its own shards; no device ever holds the whole."""
-    return jax.jit(lambda: _create(model, optimizer), out_shardings=shardings)()
+    # A program of a thousand small random draws that runs once: on CPU, compiling it well costs more than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(lambda: _create(model, optimizer), out_shardings=shardings, compiler_options=options)()
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation, shardings: State) -> State:
+    """Shapes, dtypes and shardings of a state, which is what a checkpoint is restored into."""
+    shapes = jax.eval_shape(lambda: _create(model, optimizer))
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, shardings
+    )
 
 
 def make_step(
@@ -123,8 +134,8 @@ def make_step(
             params = jax.lax.with_sharding_constraint(params, compute)
             module = model.join(params, statistics)
             total, losses = module.loss(rows, sensors, counts, train=True, key=key)
-            _, _, updated = nnx.split(module, nnx.Param, ...)
-            return total, (_keys(nnx.to_pure_dict(updated), str), {"loss": total, **losses})
+            updated = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+            return total, (_keys(updated, str), {"loss": total, **losses})
 
         gradient = jax.grad(micro_loss, has_aux=True)
         if micro == 1:

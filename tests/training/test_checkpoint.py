@@ -126,7 +126,11 @@ print(loop.run(config, Path(sys.argv[1]), toy.job(steps=15)._replace(batches=lim
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path, repository):
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr

@@ -35,7 +35,14 @@ def test_a_run_leaves_what_its_documentation_says(tmp_path, uninterrupted):
     config = toy.config("logging.tensorboard=true")
     loop.run(config, tmp_path, toy.job(steps=6))
     names = {path.name for path in tmp_path.iterdir()}
-    assert names >= {"config.json", "runs.jsonl", "parameters.txt", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names >= {
+        "config.json",
+        "runs.jsonl",
+        "parameters.txt",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    }
     assert json.loads((tmp_path / "config.json").read_text()) == configuration.plain(config)
     assert "total" in (tmp_path / "parameters.txt").read_text()
     facts = json.loads((tmp_path / "runs.jsonl").read_text())
@@ -136,14 +143,18 @@ def test_bad_samples_are_listed_and_too_many_stop_the_run(tmp_path):
     assert outcome.complete
     listed = [json.loads(line) for line in (tmp_path / "few" / "bad_samples.jsonl").read_text().splitlines()]
     assert [entry["id"] for entry in listed] == ["lost3", "lost4"]
-    with pytest.raises(UserError, match=r"samples \(.*%\) could not be used.*max_bad_share.*bad_samples\.jsonl"):
+    with pytest.raises(
+        UserError, match=r"samples \(.*%\) could not be used.*max_bad_share.*bad_samples\.jsonl"
+    ):
         loop.run(toy.config(), tmp_path / "many", toy.job(bad=tuple(range(30))))
 
 
 def test_validation_runs_on_its_schedule_and_ranks_checkpoints(tmp_path):
     job = toy.job(steps=20)._replace(validation=lambda: [next(toy.batches(1000)), next(toy.batches(1001))])
     loop.run(toy.config("validation.every=5"), tmp_path, job)
-    found = {line["step"]: line["validation/loss"] for line in metrics.read(tmp_path) if "validation/loss" in line}
+    found = {
+        line["step"]: line["validation/loss"] for line in metrics.read(tmp_path) if "validation/loss" in line
+    }
     assert sorted(found) == [4, 9, 14, 19]
     ranked = json.loads((tmp_path / "checkpoints" / "20" / "metrics" / "metrics").read_text())
     assert ranked == {"loss": found[19]}

@@ -1,0 +1,187 @@
+"""What the values of a configuration may be: recipes, sizes, kinds; the sentence for each value that cannot work."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ramen_jax.console import USAGE, UserError, close_names
+
+RECIPE = "recipe"  # value of a traps.* key that follows config.recipe
+
+# Every numerical trap of the official code: key -> (reference value, fixed value, other accepted values).
+TRAPS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
+    "target": ("per_pixel", "standardised", ()),
+    "time_mask": ("reference", "fixed", ()),
+    "modality_embedding": ("none", "bands", ()),
+    "missing": ("zeros", "excluded", ()),
+    "encodings": ("float32", "float32", ("bfloat16",)),
+    "sampling": ("reference", "metric", ("area",)),
+    "temporal": ("all", "visible", ()),
+    "ltae_dropout": (0.1, 0.0, (float,)),
+    "mmearth_wavelengths": ("reference", "fixed", ()),
+    "worldstrat_repeats": ("reference", "fixed", ()),
+    "statistics": ("reference", "pooled", ()),
+}
+
+KINDS = ("synthetic", "flairhub", "mmearth", "worldstrat", "geofolder", "treesatai", "worldcereal")
+
+_SIZE_KEYS = ("embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+SIZES: dict[str, dict[str, int]] = {
+    name: dict(zip(_SIZE_KEYS, values, strict=True))
+    for name, values in {
+        "tiny": (64, 3, 4, 32, 2, 4),
+        "small": (384, 12, 6, 256, 4, 8),
+        "base": (768, 12, 12, 512, 8, 16),
+        "large": (1024, 24, 16, 512, 8, 16),
+        "huge": (1280, 32, 16, 512, 8, 16),
+    }.items()
+}
+
+
+def usage(message: str) -> UserError:
+    """A UserError of wrong usage (exit status 2)."""
+    return UserError(message, USAGE)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError with one sentence for the first value that cannot work."""
+    model, data, optimizer = config.model, config.data, config.optimizer
+
+    def require(condition: bool, key: str, found: Any, expected: str) -> None:
+        if not condition:
+            raise usage(f"config.{key} is {found!r}, expected {expected}")
+
+    # 16 L-TAE heads, each of an even width; the decoder splits its position encoding in four.
+    require(
+        model.embed_dim > 0 and model.embed_dim % 32 == 0,
+        "model.embed_dim",
+        model.embed_dim,
+        f"a multiple of 32 (16 temporal heads of even width), e.g. {_nearest(model.embed_dim, 32)}",
+    )
+    require(
+        model.decoder_embed_dim > 0 and model.decoder_embed_dim % 16 == 0,
+        "model.decoder_embed_dim",
+        model.decoder_embed_dim,
+        f"a multiple of 16, e.g. {_nearest(model.decoder_embed_dim, 16)}",
+    )
+    for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim")):
+        divisors = [n for n in range(1, model[width] + 1) if model[width] % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - model[heads]))
+        require(
+            model[heads] in divisors,
+            f"model.{heads}",
+            model[heads],
+            f"a divisor of config.model.{width} = {model[width]}, e.g. {nearest}",
+        )
+    for key in ("depth", "decoder_depth"):
+        require(model[key] >= 1, f"model.{key}", model[key], "at least 1 block")
+    require(model.mlp_ratio > 0, "model.mlp_ratio", model.mlp_ratio, "a positive ratio")
+    require(0 < model.mask_ratio < 1, "model.mask_ratio", model.mask_ratio, "a share between 0 and 1")
+    _require_choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+    _require_choice("model.remat", model.remat, ("none", "full", "dots"))
+
+    _require_choice("data.draw", data.draw, ("per_sample", "per_step"))
+    require(data.rows_per_step >= 1, "data.rows_per_step", data.rows_per_step, "at least 1 row")
+    for key in ("row_length", "workers", "prefetch"):
+        require(data[key] >= 0, f"data.{key}", data[key], "0 or more")
+    require(data.views_per_sample >= 1, "data.views_per_sample", data.views_per_sample, "at least 1 view")
+    require(0 <= data.max_bad_share <= 1, "data.max_bad_share", data.max_bad_share, "a share from 0 to 1")
+    require(
+        optimizer.accumulate >= 1 and data.rows_per_step % optimizer.accumulate == 0,
+        "optimizer.accumulate",
+        optimizer.accumulate,
+        f"a divisor of config.data.rows_per_step = {data.rows_per_step}",
+    )
+
+    _require_choice("optimizer.per", optimizer.per, ("step", "epoch"))
+    for key in ("learning_rate", "eps", "clip_norm"):
+        require(optimizer[key] > 0, f"optimizer.{key}", optimizer[key], "a positive number")
+    for key in ("warmup_from", "final_rate", "weight_decay"):
+        require(optimizer[key] >= 0, f"optimizer.{key}", optimizer[key], "0 or more")
+    for key in ("beta1", "beta2"):
+        require(0 <= optimizer[key] < 1, f"optimizer.{key}", optimizer[key], "a number from 0 to below 1")
+    require(
+        0 <= optimizer.warmup_share <= 1,
+        "optimizer.warmup_share",
+        optimizer.warmup_share,
+        "a share from 0 to 1",
+    )
+    require(
+        config.train.steps > 0 or config.train.epochs > 0,
+        "train.epochs",
+        config.train.epochs,
+        "a positive number",
+    )
+    require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "at least 1 step")
+    require(
+        config.checkpoint.keep_latest >= 1,
+        "checkpoint.keep_latest",
+        config.checkpoint.keep_latest,
+        "at least 1",
+    )
+    require(config.logging.every >= 1, "logging.every", config.logging.every, "at least 1 step")
+
+    axes = [config.sharding[axis] for axis in ("data", "fsdp", "tensor")]
+    require(
+        all(size == -1 or size >= 1 for size in axes) and axes.count(-1) <= 1,
+        "sharding",
+        dict(zip(("data", "fsdp", "tensor"), axes, strict=True)),
+        "positive device counts for data, fsdp and tensor, one of them at most -1 (the rest)",
+    )
+    for mapping in ("storage", "compute"):
+        for axis, target in config.sharding[mapping].items():
+            _require_choice(f"sharding.{mapping}.{axis}", target, ("", "data", "fsdp", "tensor"))
+
+    names = [entry.name for entry in config.corpora]
+    require(len(set(names)) == len(names), "corpora", names, "different names")
+    for entry in config.corpora:
+        where = f"corpora.{entry.name}"
+        _require_choice(f"{where}.kind", entry.kind, KINDS if not entry.spec else ("", *KINDS))
+        for key in ("samples", "rows_per_step", "row_length"):
+            require(entry[key] >= 0, f"{where}.{key}", entry[key], "0 or more")
+        require(
+            entry.rows_per_step % optimizer.accumulate == 0,
+            f"{where}.rows_per_step",
+            entry.rows_per_step,
+            f"a multiple of config.optimizer.accumulate = {optimizer.accumulate}",
+        )
+        require(
+            len(entry.target_gsds) > 0, f"{where}.target_gsds", entry.target_gsds, "at least one target GSD"
+        )
+        for gsd in entry.target_gsds:
+            require(gsd > 0, f"{where}.target_gsds", gsd, "a positive number of metres per token")
+        require(entry.weight > 0, f"{where}.weight", entry.weight, "a positive share")
+        for modality, share in entry.temporal_dropout.items():
+            require(
+                0 <= share < 1, f"{where}.temporal_dropout.{modality}", share, "a share from 0 to below 1"
+            )
+
+
+def _nearest(value: int, factor: int) -> int:
+    return max(factor, round(value / factor) * factor)
+
+
+def _require_choice(key: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise usage(
+            f"config.{key} is {value!r}, expected one of {known}; {close_names(str(value), list(choices))}"
+        )
+
+
+def expand_recipe(config: ConfigDict) -> None:
+    """Replaces "recipe" in traps.* by the value of config.recipe, and checks every value."""
+    _require_choice("recipe", config.recipe, ("reference", "fixed"))
+    for key, (reference, fixed, others) in TRAPS.items():
+        value = config.traps[key]
+        if value == RECIPE:
+            config.traps[key] = reference if config.recipe == "reference" else fixed
+        elif float in others:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise usage(
+                    f"config.traps.{key} is {value!r}, expected {RECIPE!r} or a share from 0 to below 1"
+                )
+            config.traps[key] = float(value)
+        else:
+            _require_choice(f"traps.{key}", value, (RECIPE, *dict.fromkeys((reference, fixed, *others))))

@@ -1,0 +1,79 @@
+"""The real step on a very small model and places of the procedural Earth.
+
+As a program, `python -m tests.training.real GEOMETRY [key=value ...]`, it prints losses and norms of the parameters.
+Devices are those of the process: XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from ramen_jax import config as configuration
+from ramen_jax.bench import random_views, with_statistics
+from ramen_jax.data.packing import exact_capacity, pack
+from ramen_jax.data.synthetic_earth import corpus_spec
+from ramen_jax.training import environment, experiment, optimizer, sharding
+from ramen_jax.training.step import create_state, make_step, state_shardings
+
+MODALITIES = {"flairhub_small": ("dem", "s2"), "mmearth_small": ("dem", "s1")}
+GSD = {"flairhub_small": 10.0, "mmearth_small": 40.0}
+
+
+def config(*overrides: str):
+    value = configuration.default()
+    configuration.apply_size(value, "tiny")
+    value.model.update(embed_dim=32, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1)
+    value.model.decoder_num_heads = 2
+    value.model.remat = "none"
+    value.data.rows_per_step = 8
+    value.recipe = "fixed"
+    value.optimizer.learning_rate = value.optimizer.warmup_from = 1e-3
+    return configuration.finish(value, overrides)
+
+
+def train(geometry: str, config, steps: int = 2):
+    """(metrics of every step, the last state) of `steps` steps on the same batch."""
+    spec = with_statistics(corpus_spec(geometry, max_dates=3, modalities=MODALITIES[geometry]))
+    names = [modality.name for modality in spec.modalities]
+    views = random_views(spec, config.data.rows_per_step, GSD[geometry], 0, names)
+    for index in (1, 4):  # rows that differ: a view of one modality leaves padding and empty slots
+        view = views[index][0]
+        view.modalities = view.modalities[:1]
+        view.noise = view.noise[: len(view.noise) // 2]
+    temporal = config.traps.temporal
+    rows = pack(
+        spec, views, exact_capacity(spec, views, temporal=temporal), temporal=temporal, time_mask="fixed"
+    )
+    mesh = sharding.make_mesh(config)
+    model = experiment.ramen(config)
+    rate = optimizer.schedule(config, 10, 5)
+    transformation = optimizer.make_optimizer(config, rate)
+    shardings = state_shardings(model, transformation, mesh, config)
+    state = create_state(model, transformation, shardings)
+    sensors = {modality.name: modality.sensor for modality in spec.modalities}
+    step = make_step(model, transformation, rate, sensors, config, mesh, shardings)
+    placed = sharding.put_rows(rows, mesh)
+    compiled, _ = environment.compile_step(step, state, placed)
+    history = []
+    for _ in range(steps):
+        state, metrics = compiled(state, placed)
+        history.append({name: float(value) for name, value in jax.device_get(metrics).items()})
+    return history, state
+
+
+def summary(history, state) -> dict:
+    """What two runs are compared by."""
+    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    norms = {
+        name: float(np.linalg.norm(np.asarray(jax.device_get(leaf), np.float64)))
+        for name, leaf in sharding.flat_names(state.params).items()
+    }
+    return {"history": history, "norms": norms, "split": len(split), "devices": jax.device_count()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(summary(*train(sys.argv[1], config(*sys.argv[2:])))))
