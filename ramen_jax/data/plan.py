@@ -33,7 +33,7 @@ from ramen_jax.data.packing import TEMPORALS, Capacity, view_grid
 from ramen_jax.data.records import CorpusSpec
 
 MIXTURE_BLOCK = 1024
-FEW = 64  # samples
+FEW = 1024  # samples
 ENOUGH = 1024  # positions to lay out together for a corpus of few samples
 DRAWS = ("per_sample", "per_step")
 

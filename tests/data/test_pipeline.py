@@ -21,14 +21,14 @@ from ramen_jax.data.plan import Plan, PlannedCorpus
 from ramen_jax.data.records import Sample
 from tests.data.small_corpora import COASTS, COASTS_GSDS, FIELDS, FIELDS_GSDS, SmallSource
 
-SOURCES = {"fields": SmallSource(FIELDS, 90), "coasts": SmallSource(COASTS, 70)}
+SOURCES = {"fields": SmallSource(FIELDS, 1100), "coasts": SmallSource(COASTS, 1200)}
 
 
 @functools.cache
 def small_plan() -> Plan:
     corpora = [
-        PlannedCorpus(FIELDS, 90, FIELDS_GSDS, row_length=320, temporal_dropout={"s2": 0.3, "s1": 0.3}),
-        PlannedCorpus(COASTS, 70, COASTS_GSDS, weight=0.5),
+        PlannedCorpus(FIELDS, 1100, FIELDS_GSDS, row_length=320, temporal_dropout={"s2": 0.3, "s1": 0.3}),
+        PlannedCorpus(COASTS, 1200, COASTS_GSDS, weight=0.5),
     ]
     return Plan(corpora, seed=1, rows_per_step=8)
 
@@ -86,7 +86,7 @@ def test_workers_give_the_same_batches_and_never_import_jax(tmp_path: Path) -> N
         "from tests.data.test_pipeline import SpySource, batches, digest, small_plan\n"
         "from tests.data.test_pipeline import SOURCES, FIELDS, COASTS\n"
         "if __name__ != '__main__': raise SystemExit('a worker ran the main program')\n"
-        "spies = {'fields': SpySource(FIELDS, 90), 'coasts': SpySource(COASTS, 70)}\n"
+        "spies = {'fields': SpySource(FIELDS, 1100), 'coasts': SpySource(COASTS, 1200)}\n"
         "ids = set()\n"
         "stream = batches(small_plan(), spies, start_step=2, workers=2)\n"
         "for batch, _ in zip(stream, range(6)): ids.update(batch.ids)\n"
@@ -130,14 +130,16 @@ def test_hosts_read_their_own_rows_only_and_together_make_the_global_batch() -> 
     for hosts in (2, 4, 8):
         shares = []
         for host in range(hosts):
-            sources = {"fields": SmallSource(FIELDS, 90), "coasts": SmallSource(COASTS, 70)}
+            sources = {"fields": SmallSource(FIELDS, 1100), "coasts": SmallSource(COASTS, 1200)}
             shares.append(take(6, sources=sources, process_index=host, process_count=hosts))
         for step, batch in enumerate(whole):
             parts = [share[step] for share in shares]
             for found, expected in zip(joined(parts), flat(batch.rows), strict=True):
                 np.testing.assert_array_equal(found, expected)
             assert list(dict.fromkeys(name for part in parts for name in part.ids)) == batch.ids
-    assert len(set(sources["fields"].asked)) < 45  # the last of eight hosts
+    assert (
+        len(sources["fields"].asked) < len([n for batch in whole for n in batch.ids]) / 4
+    )  # the last of eight hosts
 
 
 def test_resume_on_4_2_and_8_hosts_in_a_mixture_equals_the_uninterrupted_run() -> None:
@@ -153,26 +155,28 @@ def test_resume_on_4_2_and_8_hosts_in_a_mixture_equals_the_uninterrupted_run() -
 
 
 def test_a_sample_is_read_once_per_step_however_many_views_it_has() -> None:
-    source = SmallSource(FIELDS, 90)
-    plan = Plan([PlannedCorpus(FIELDS, 90, FIELDS_GSDS)], seed=1, rows_per_step=4, views_per_sample=3)
+    source = SmallSource(FIELDS, 1100)
+    plan = Plan([PlannedCorpus(FIELDS, 1100, FIELDS_GSDS)], seed=1, rows_per_step=4, views_per_sample=3)
     batch = StepSource(plan, {"fields": source}).step(0)
     assert len(source.asked) == len(set(source.asked)) == len(batch.ids)
     assert batch.rows.decoder_segment_RxL.max(axis=1).sum() == 3 * len(source.asked)
 
 
 def test_bad_samples_are_left_out_named_and_do_not_touch_the_others() -> None:
-    good = take(14)
+    good = take(8)
+    met = [int(name.split("-")[1]) for batch in good for name in batch.ids if batch.corpus == "fields"]
+    broken, empty = (met[0], met[7], met[-1]), met[20]
     sources = {
-        "fields": SmallSource(FIELDS, 90, broken=(5, 17, 40), empty=(23,)),
-        "coasts": SmallSource(COASTS, 70),
+        "fields": SmallSource(FIELDS, 1100, broken=broken, empty=(empty,)),
+        "coasts": SmallSource(COASTS, 1200),
     }
-    found = take(14, sources=sources)
+    found = take(8, sources=sources)
     bad = [entry for batch in found for entry in batch.bad]
-    assert {entry["sample"] for entry in bad} == {5, 17, 23, 40}
+    assert {entry["sample"] for entry in bad} == {*broken, empty}
     assert all(entry["corpus"] == "fields" for entry in bad)
     causes = {entry["sample"]: entry["cause"] for entry in bad}
-    assert causes[5] == "OSError: fields-5.tif is truncated"
-    assert causes[23].startswith("no valid pixel in ")
+    assert causes[broken[0]] == f"OSError: fields-{broken[0]}.tif is truncated"
+    assert causes[empty].startswith("no valid pixel in ")
     for before, after in zip(good, found, strict=True):
         left_out = {f"fields-{entry['sample']}" for entry in after.bad}
         assert after.ids == [name for name in before.ids if name not in left_out]
@@ -205,7 +209,7 @@ def test_only_the_modalities_of_a_samples_views_are_asked_for() -> None:
             return sample
 
     steps = {
-        kind: StepSource(small_plan(), {**SOURCES, "fields": kind(FIELDS, 90)})
+        kind: StepSource(small_plan(), {**SOURCES, "fields": kind(FIELDS, 1100)})
         for kind in (SmallSource, Selective)
     }
     for step in range(4):
@@ -238,7 +242,11 @@ def test_temporal_dropout_is_for_training() -> None:
     ("sources", "options", "sentence"),
     [
         ({"fields": SOURCES["fields"]}, {}, "no samples for corpus 'coasts'"),
-        ({**SOURCES, "coasts": SmallSource(COASTS, 69)}, {}, "has 69 samples, the plan was made for 70"),
+        (
+            {**SOURCES, "coasts": SmallSource(COASTS, 1199)},
+            {},
+            "has 1199 samples, the plan was made for 1200",
+        ),
         (SOURCES, {"process_count": 3}, "8 rows per step do not divide over 3 processes"),
         (SOURCES, {"process_index": 2, "process_count": 2}, "do not divide"),
     ],
