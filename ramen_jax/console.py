@@ -110,6 +110,7 @@ class Progress:
         self.total, self.label, self.unit = total, label, unit
         self.done = self.start = start
         self.began = self._printed = time.monotonic()
+        self._shown = -1  # units done when the last plain line was printed
         self._info = ""
         self._bar: Any = _bar(total, label, unit, start) if terminal else None
         self._task: Any = self._bar.task_ids[0] if self._bar is not None else None
@@ -124,7 +125,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._shown != self.done:
             self._print_line()
 
     @property
@@ -149,7 +150,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def _print_line(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._shown = time.monotonic(), self.done
         elapsed, rate = self._printed - self.began, self.rate
         if self.done >= self.total:
             end = f"took {duration(elapsed)}"

@@ -97,6 +97,7 @@ def test_plain_progress_prints_lines_and_a_last_one(capsys, monkeypatch):
         bar.advance()
     lines = capsys.readouterr().err.splitlines()
     assert "saved" in lines
+    assert len([line for line in lines if "4/4" in line]) == 1
     assert lines[-1].startswith("training: 4/4 steps · ")
     assert lines[-1].endswith("· took 20 s · loss 0.5")
 
