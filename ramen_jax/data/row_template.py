@@ -247,7 +247,8 @@ def encoder_list_lengths(template: Template, draws: Draws, limits: Limits, tempo
     keeps = draws.keeps_IxVxJ
     mean_KxJ = template.sums((keeps * (visible * share)[..., None]).sum(axis=1))
     variance_KxJ = template.sums((keeps * variance[..., None]).sum(axis=1))
-    needed = np.ceil((mean_KxJ + 6 * np.sqrt(variance_KxJ)).max(axis=0)).astype(int)
+    # The small number keeps rounding, which may differ between processors, from adding a place.
+    needed = np.ceil((mean_KxJ + 6 * np.sqrt(variance_KxJ)).max(axis=0) - 1e-6).astype(int)
     return tuple(
         min(_up(int(n), 8), m) for n, m in zip(np.maximum(needed, 1), limits.decoder_tokens, strict=True)
     )
