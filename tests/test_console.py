@@ -88,18 +88,28 @@ def test_duration(seconds, text):
 
 
 def test_plain_progress_prints_lines_and_a_last_one(capsys, monkeypatch):
-    clock = iter([0.0, 0.0, 5.0, 12.0, 12.0, 12.0, 20.0, 20.0, 20.0, 20.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock, 20.0))
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.progress(4, "training", "steps", start=1) as bar:
-        bar.advance(info="loss 1")
+        for seconds, info in ((5, "loss 1"), (15, "loss 0.5"), (16, "")):
+            now[0] = seconds
+            bar.advance(info=info)
         bar.note("saved")
-        bar.advance(info="loss 0.5")
+        now[0] = 20
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 3/4 steps · 0.133 steps/s · 8 s left · loss 0.5",
+        "saved",
+        "training: 4/4 steps · 0.15 steps/s · took 20 s · loss 0.5",
+    ]
+
+
+def test_plain_progress_prints_its_last_line_once(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress(1, "embedding", "tiles") as bar:
+        now[0] = 20
         bar.advance()
-    lines = capsys.readouterr().err.splitlines()
-    assert "saved" in lines
-    assert len([line for line in lines if "4/4" in line]) == 1
-    assert lines[-1].startswith("training: 4/4 steps · ")
-    assert lines[-1].endswith("· took 20 s · loss 0.5")
+    assert capsys.readouterr().err == "embedding: 1/1 tiles · 0.05 tiles/s · took 20 s\n"
 
 
 def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
