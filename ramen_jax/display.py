@@ -20,6 +20,7 @@ from ramen_jax.sensors import Sensor
 RED, GREEN, BLUE, NIR = 660.0, 560.0, 485.0, 840.0  # nm
 TOLERANCE = 70.0  # nm between a colour and the band that stands for it
 MANY_BANDS = 6  # a sensor with as many optical bands is shown in false colour too
+LEAST_CONTRAST = 0.5  # standard deviations of the corpus between the limits of an optical band
 HIDDEN = (0.86, 0.86, 0.88)  # colour of what the encoder did not see
 SHADE = 0.55  # how much darker than its own colour a slope in full shade is
 
@@ -62,7 +63,11 @@ class Look:
 
 
 def looks(sensor: Sensor, physical_CxHxW: np.ndarray, valid_HxW: np.ndarray | None = None) -> list[Look]:
-    """The ways to show an image of this sensor, with limits fitted on it (2nd to 98th percentile of valid pixels)."""
+    """The ways to show an image of this sensor.
+
+    Limits are the 2nd and 98th percentile of its valid pixels, but optical ones lie at least half a standard deviation
+    of the corpus apart: an image without contrast is shown without contrast.
+    """
     found: list[tuple[str, str, tuple[int, ...]]] = []
     names = [band.name for band in sensor.bands]
     red, green, blue, nir = (_nearest(sensor, colour) for colour in (RED, GREEN, BLUE, NIR))
@@ -92,7 +97,10 @@ def looks(sensor: Sensor, physical_CxHxW: np.ndarray, valid_HxW: np.ndarray | No
         )
         unit = {"radar": "dB", "colour": ""}.get(kind, sensor.units)
         listed = ", ".join(names[band] for band in bands)
-        limits = tuple(_limits(pixels[:, channel]) for channel in range(len(bands)))
+        apart = [0.0] * len(bands)
+        if sensor.std is not None and kind in ("colour", "grey"):
+            apart = [LEAST_CONTRAST * sensor.std[band] for band in bands]
+        limits = tuple(_limits(pixels[:, channel], apart[channel]) for channel in range(len(bands)))
         result.append(Look(f"{title}\n({listed})", kind, bands, limits, unit, linear, sensor.gsd))
     return result
 
@@ -160,8 +168,10 @@ def _shown(physical_CxHxW: np.ndarray, bands: tuple[int, ...], linear_power: boo
     return values if len(bands) == 3 else values[..., 0]
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
+def _limits(values: np.ndarray, apart: float = 0.0) -> tuple[float, float]:
     low, high = (float(v) for v in np.percentile(values, (2, 98)))
+    missing = max(0.0, apart - (high - low)) / 2
+    low, high = low - missing, high + missing
     if high - low < 1e-6 * max(1.0, abs(high)):
         return low - 0.5, high + 0.5
     return low, high

@@ -102,7 +102,8 @@ def reconstructions(
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, fontsize=10)
     note = (
-        "Grey: hidden from the encoder. Limits of each row: 2nd to 98th percentile of its original."
+        "Grey: hidden from the encoder. Limits of each row: 2nd to 98th percentile of its original (optical: at least"
+        " half a standard deviation of the corpus apart)."
         " Distances in metres. The decoder makes one value per band and token, so detail below the token is not there."
     )
     if per_pixel:

@@ -53,6 +53,12 @@ def test_limits_ignore_invalid_pixels():
     assert look.limits == ((-0.5, 0.5),)
 
 
+def test_an_image_without_contrast_is_shown_without_contrast():
+    known = sensor("flairhub_spot").with_statistics((0.0,) * 4, (100.0,) * 4)
+    (look,) = display.looks(known, np.full((4, 5, 5), 20.0))
+    assert look.limits == ((-5.0, 45.0),) * 3
+
+
 def test_the_light_comes_from_the_north_west():
     rows, columns = np.mgrid[:20, :20]
     hill = -((rows - 9.5) ** 2 + (columns - 9.5) ** 2)
