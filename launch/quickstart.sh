@@ -17,13 +17,13 @@ bash launch/setup_environment.sh
 echo "Ready: .venv, $(.venv/bin/python --version)."
 
 step "2/4 pretraining configs/tiny.py on a synthetic Earth, stopped half-way"
-.venv/bin/python -m ramen_jax.train --config configs/tiny.py --workdir "$workdir" --config.train.stop_at=100
+.venv/bin/python -m ramen_jax.train --config configs/tiny.py --workdir "$workdir" --config.train.stop_at=150
 
 step "3/4 the same command again: it resumes by itself"
 .venv/bin/python -m ramen_jax.train --config configs/tiny.py --workdir "$workdir"
 
 step "4/4 pictures"
-.venv/bin/python -m ramen_jax.pictures --workdir "$workdir"
+.venv/bin/python -m ramen_jax.pictures --workdir "$workdir" --sample 2
 
 printf '\nDone in %d s. Look into %s/pictures; all of it:\n' $((SECONDS - began)) "$workdir"
 ls -1 "$workdir" "$workdir/pictures" | sed 's/^/  /'
