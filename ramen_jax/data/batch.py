@@ -52,13 +52,15 @@ class Rows(NamedTuple):
     """R packed rows of one corpus. Segment ids count the views of a row from 1; 0 is padding."""
 
     encoder_segment_RxE: Array  # int32
-    encoder_feature_RxE: Array  # int32, index into the modalities' encoder lists laid end to end; -1 = CLS or padding
+    encoder_feature_RxE: (
+        Array  # int32, index into the modalities' encoder lists, end to end; -1 = CLS or padding
+    )
     encoder_coords_RxEx2: Array  # float32 metres (x, y)
     decoder_segment_RxL: Array  # int32
     decoder_coords_RxLx2: Array  # float32 metres (x, y)
     decoder_encoder_RxL: Array  # int32, place in the encoder row; -1 = masked or padding
-    decoder_modality_RxL: Array  # int32, index of the modality in the corpus; -1 = CLS or padding
-    images: dict[str, Images]  # every modality of the corpus, in its order
+    decoder_modality_RxL: Array  # int32, index of the modality in sorted names; -1 = CLS or padding
+    images: dict[str, Images]  # every modality of the corpus, by sorted name (JAX's order of keys)
 
 
 FRAME_NONE, FRAME_REAL, FRAME_ZERO = 0, 1, 2

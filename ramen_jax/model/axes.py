@@ -22,7 +22,10 @@ _PATTERNS: tuple[tuple[str, Axes], ...] = (
     (r"(resampler/biases|_codes)$", (None, "embed")),
     (r"ltae/query$", (None, None)),
     (r"gate_(inner|outer)/bias$", (None,)),
-    (r"(ltae/(input|key|layers/\d+)|gate_(inner|outer)|decoder/embed|modality_embedding)/kernel$", ("embed", None)),
+    (
+        r"(ltae/(input|key|layers/\d+)|gate_(inner|outer)|decoder/embed|modality_embedding)/kernel$",
+        ("embed", None),
+    ),
     (r"(bias|scale|cls_token|mask_token|group_scale|group_bias)$", ("embed",)),
     (r"temperature$", ()),
 )

@@ -20,7 +20,7 @@ from flax import nnx
 from ramen_jax.data.batch import Images, Rows
 from ramen_jax.model.encoder import TOP_EPS
 from ramen_jax.model.encodings import sincos, sincos_2d
-from ramen_jax.model.images import gather_slots, scatter_cells, to_pixels, token_frames
+from ramen_jax.model.images import gather_slots, scatter_cells, spread_slots, to_pixels, token_frames
 from ramen_jax.model.layers import in_chunks, layer_norm, linear
 from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
@@ -91,7 +91,7 @@ class RamenDecoder(nnx.Module):
         tokens_RxMxD = jnp.take_along_axis(tokens_RxLxD, jnp.maximum(place, 0)[:, :, None], axis=1)
         matrix, bias = self.resampler.fold_decoder(self.projector(sensor))
         # The decoder resamples from the target GSD to the native one: the scale is the encoder's inverse.
-        gate_RxMx4 = gather_slots(self.resampler.gate(1.0 / images.scale_RxS), slot)
+        gate_RxMx4 = spread_slots(self.resampler.gate(1.0 / images.scale_RxS), slot)
         dates = images.dates_RxSxT.shape[2]
 
         def project(tokens: jax.Array, gate: jax.Array) -> jax.Array:

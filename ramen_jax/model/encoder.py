@@ -17,7 +17,7 @@ from flax import nnx
 
 from ramen_jax.data.batch import Images, Rows
 from ramen_jax.model.encodings import sincos_2d
-from ramen_jax.model.images import gather_cells, gather_slots, sampled, token_frames
+from ramen_jax.model.images import gather_cells, gather_slots, sampled, spread_slots, token_frames
 from ramen_jax.model.layers import layer_norm
 from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
@@ -63,7 +63,7 @@ class RamenEncoder(nnx.Module):
         """Tokens of one modality before positions, [R, N, D] float32 (zeros never matter: padding is not read)."""
         slot, cell = images.encoder_slot_RxN, images.encoder_cell_RxN
         values_RxNxTxC = gather_cells(sampled(images, self.missing), slot, cell)
-        gate_RxNx4 = gather_slots(self.resampler.gate(images.scale_RxS), slot)
+        gate_RxNx4 = spread_slots(self.resampler.gate(images.scale_RxS), slot)
         dates = values_RxNxTxC.shape[2]
         weights = jnp.broadcast_to(gate_RxNx4[:, :, None], (*values_RxNxTxC.shape[:3], gate_RxNx4.shape[-1]))
         inputs_RxNxTxK = self.resampler.expand(values_RxNxTxC, weights)

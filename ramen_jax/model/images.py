@@ -83,6 +83,17 @@ def gather_slots(per_slot: jax.Array, slot_RxN: jax.Array) -> jax.Array:
     return jnp.take_along_axis(per_slot, index, axis=1)
 
 
+def spread_slots(per_slot: jax.Array, slot_RxN: jax.Array) -> jax.Array:
+    """`gather_slots` for values that are learned: [R,S,F] -> [R,N,F], zeros for padding.
+
+    A product with a one-hot matrix: its gradient sums thousands of tokens in a matrix product, where that of a
+    gather would add them one after the other in float32.
+    """
+    slots = jnp.arange(per_slot.shape[1])[None, None, :]
+    one_hot = (slot_RxN[:, :, None] == slots).astype(per_slot.dtype)
+    return jnp.einsum("rns,rsf->rnf", one_hot, per_slot, precision=HIGHEST)
+
+
 def token_frames(images: Images, slot_RxN: jax.Array) -> jax.Array:
     """[R,N,T] bool: the frames that exist for each token of a list (none for padding)."""
     frames = gather_slots(images.frames_RxSxT != FRAME_NONE, slot_RxN)

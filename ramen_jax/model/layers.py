@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,24 @@ def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: Any = None) -> n
 def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs, dtype: Any = None) -> nnx.LayerNorm:
     """LayerNorm over the last axis, statistics in float32 by the two-pass formula."""
     return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def in_pieces(x: jax.Array) -> jax.Array:
+    """[R, ..., D] -> [R, P, Q, D] with P and Q near the square root of their product, padded with zeros.
+
+    A float32 sum over the Q and then the P entries carries a rounding error that grows with P + Q instead of
+    P * Q: statistics over a hundred thousand entries stay exact to the last digits.
+    """
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    size = math.isqrt(flat.shape[1] - 1) + 1
+    pieces = -(-flat.shape[1] // size)
+    padded = jnp.pad(flat, [(0, 0), (0, pieces * size - flat.shape[1]), (0, 0)])
+    return padded.reshape(x.shape[0], pieces, size, x.shape[-1])
+
+
+def sum_entries(x: jax.Array) -> jax.Array:
+    """[R, ..., D] -> [D]: the sum over all entries, in pieces."""
+    return jnp.sum(jnp.sum(jnp.sum(in_pieces(x), axis=2), axis=1), axis=0)
 
 
 def in_chunks(

@@ -20,6 +20,7 @@ RADAR = ("asc_vv", "asc_vh", "asc_hv", "asc_hh", "des_vv", "des_vh", "des_hv", "
 ELEVATION = ("dsm", "dtm", "slope")
 KINDS = ("optical", "radar", "elevation")
 MLP_EPS = 1e-5
+PIECE = 4  # every width is a multiple of it
 
 
 class BandMLP(nnx.Module):
@@ -31,7 +32,26 @@ class BandMLP(nnx.Module):
         self.norm = layer_norm(dim, MLP_EPS, rngs=rngs)
 
     def __call__(self, codes_CxD: jax.Array) -> jax.Array:
-        return self.norm(self.outer(jax.nn.gelu(self.inner(codes_CxD), approximate=False)))
+        return self.norm(
+            _accurate(self.outer, jax.nn.gelu(_accurate(self.inner, codes_CxD), approximate=False))
+        )
+
+
+def _accurate(layer: nnx.Linear, x_CxI: jax.Array) -> jax.Array:
+    """A Dense layer summed in short pieces, then over the pieces: a fraction of the usual rounding error.
+
+    A rounding error in a token averages out over the tokens. One in a band's embedding is shared by every token of
+    the batch and does not; and the embeddings are a handful of rows, so accuracy costs nothing.
+    """
+    kernel_IxO = layer.kernel[...]
+    pieces = kernel_IxO.shape[0] // PIECE
+    x_CxPxI = x_CxI.reshape(x_CxI.shape[0], pieces, PIECE)
+    kernel_PxIxO = kernel_IxO.reshape(pieces, PIECE, -1)
+    products = jnp.einsum("cpi,pio->pco", x_CxPxI, kernel_PxIxO, precision=jax.lax.Precision.HIGHEST)
+    while products.shape[0] > 1:
+        half = products.shape[0] // 2
+        products = jnp.concatenate([products[:half] + products[half : 2 * half], products[2 * half :]])
+    return products[0] + layer.bias[...][None]
 
 
 class ChannelProjector(nnx.Module):

@@ -40,7 +40,7 @@ class ScaleResampler(nnx.Module):
         )
         self.gate_inner = linear(dim, dim // 4, rngs=rngs)
         self.gate_outer = linear(dim // 4, EXPERTS, rngs=rngs)
-        self.temperature = nnx.Param(jnp.asarray(INITIAL_TEMPERATURE))
+        self.temperature = nnx.Param(jnp.full((), INITIAL_TEMPERATURE, jnp.float32))
 
     def gate(self, scale: jax.Array) -> jax.Array:
         """[...] scales (GSD before over GSD after) -> [..., 4] expert weights, float32, summing to 1."""

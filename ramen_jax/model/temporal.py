@@ -13,12 +13,14 @@ Shape letters: R rows, N tokens per row, T dates, K folded input, D features, A 
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ramen_jax.model.encodings import date_encoding
-from ramen_jax.model.layers import KERNEL_INIT, in_chunks, linear
+from ramen_jax.model.layers import in_chunks, in_pieces, linear, sum_entries
 
 HEADS = 16
 KEY_DIM = 16
@@ -67,12 +69,11 @@ class MaskedBatchNorm(nnx.Module):
         """[..., D] with [...] validity -> [..., D]; statistics of the batch when training."""
         if train:
             weight = valid[..., None].astype(jnp.float32)
-            axes = tuple(range(x.ndim - 1))
             count = jnp.sum(weight)
             total = jnp.maximum(count, 1)
-            mean = jnp.sum(x * weight, axis=axes) / total
+            mean = sum_entries(x * weight) / total
             centred = (x - mean.reshape((1,) * (x.ndim - 1) + mean.shape)) * weight
-            var = jnp.sum(jnp.square(centred), axis=axes) / total
+            var = sum_entries(jnp.square(centred)) / total
             self.update(mean, var, count)
         else:
             mean, var = self.stored()
@@ -96,7 +97,7 @@ class LTAE(nnx.Module):
         self.key = linear(dim, HEADS * KEY_DIM, rngs=rngs)
         self.key.kernel[...] = normal(rngs.params(), (dim, HEADS * KEY_DIM))
         widths = (dim, dim, 2 * dim, dim)
-        self.layers = nnx.List([linear(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.layers = nnx.List([linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.List([MaskedBatchNorm(width, rngs=rngs) for width in widths[1:]])
 
     def __call__(
@@ -115,12 +116,13 @@ class LTAE(nnx.Module):
         a statistic or the softmax. `key` drives the attention dropout; None switches it off.
         """
         matrix_KxD = jnp.matmul(folded_KxD, self.input.kernel[...], precision=HIGHEST)
-        mean, var, count = self._input_statistics(inputs_RxNxTxK, valid_RxNxT, matrix_KxD, train)
         if train:
-            self.input_norm.update(mean, var, count)
-        factor, shift = self.input_norm.affine(mean, var)
+            inputs_RxNxTxK, factor, offset_D = self._by_batch(inputs_RxNxTxK, valid_RxNxT, matrix_KxD)
+        else:
+            mean, var = self.input_norm.stored()
+            factor, shift = self.input_norm.affine(mean, var)
+            offset_D = self.input.bias[...] * factor + shift
         matrix_KxD = matrix_KxD * factor[None]
-        offset_D = self.input.bias[...] * factor + shift
 
         keep_RxNxTxA = jnp.ones((*valid_RxNxT.shape, HEADS), jnp.float32)
         if train and self.dropout > 0 and key is not None:
@@ -142,22 +144,28 @@ class LTAE(nnx.Module):
             pooled_RxNxD = jax.nn.relu(norm(layer(pooled_RxNxD), token_valid_RxN, train))
         return pooled_RxNxD
 
-    def _input_statistics(
-        self, inputs_RxNxTxK: jax.Array, valid_RxNxT: jax.Array, matrix_KxD: jax.Array, train: bool
+    def _by_batch(
+        self, inputs_RxNxTxK: jax.Array, valid_RxNxT: jax.Array, matrix_KxD: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Mean, biased variance and count that the first BatchNorm normalises with."""
-        if not train:
-            mean, var = self.input_norm.stored()
-            return mean, var, jnp.zeros(())
+        """Centred inputs, factor and offset of the first BatchNorm by batch statistics; the running ones move.
+
+        Centring the K inputs, and not the D outputs, lets the part of the gradient that BatchNorm removes cancel
+        number by number instead of between two large sums.
+        """
         weight = valid_RxNxT[..., None].astype(jnp.float32)
         count = jnp.sum(weight)
         total = jnp.maximum(count, 1)
-        mean_K = jnp.sum(inputs_RxNxTxK * weight, axis=(0, 1, 2)) / total
-        centred = (inputs_RxNxTxK - mean_K[None, None, None]) * weight
-        covariance_KxK = jnp.einsum("rntj,rntk->jk", centred, centred, precision=HIGHEST) / total
-        mean = jnp.matmul(mean_K, matrix_KxD, precision=HIGHEST) + self.input.bias[...]
+        mean_K = sum_entries(inputs_RxNxTxK * weight) / total
+        centred = inputs_RxNxTxK - mean_K[None, None, None]
+        pieces = in_pieces(centred * weight)
+        products = jnp.einsum("rpqj,rpqk->rpjk", pieces, pieces, precision=HIGHEST)
+        covariance_KxK = jnp.sum(jnp.sum(products, axis=1), axis=0) / total
         var = jnp.sum(matrix_KxD * jnp.matmul(covariance_KxK, matrix_KxD, precision=HIGHEST), axis=0)
-        return mean, jnp.maximum(var, 0.0), count
+        var = jnp.maximum(var, 0.0)
+        mean = jnp.matmul(mean_K, matrix_KxD, precision=HIGHEST) + self.input.bias[...]
+        self.input_norm.update(mean, var, count)
+        factor, _ = self.input_norm.affine(mean, var)
+        return centred, factor, self.input_norm.bias[...]
 
     def _attend(
         self,

@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ramen_jax.model.attention import attention
+from ramen_jax.model.attention import SAVED, attention
 from ramen_jax.model.layers import layer_norm, linear
 
+KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": KEEP_ATTENTION,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, KEEP_ATTENTION
+    ),
 }
 
 

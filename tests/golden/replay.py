@@ -18,6 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+# A checkout that is not installed is enough to run this file.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +215,9 @@ def replay_case(folder: Folder, case: Case, worst: Worst) -> None:
         expected = case.arrays[f"loss/{modality}"]
         worst.add("loss", relative(losses[f"loss/{modality}"], expected), f"{case.name} {modality}")
         found = projected[modality]
-        worst.add("projected", _largest(found, case.arrays[f"projected/{modality}"]), f"{case.name} {modality}")
+        worst.add(
+            "projected", _largest(found, case.arrays[f"projected/{modality}"]), f"{case.name} {modality}"
+        )
         stride = int(case.arrays[f"reconstruction_stride/{modality}"])
         found = jnp.moveaxis(predictions[modality][:, 0, :, :, ::stride, ::stride], 2, -1)
         expected = case.arrays[f"reconstruction_strided/{modality}"]

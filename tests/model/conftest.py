@@ -39,19 +39,19 @@ SENSORS = {m.name: m.sensor for m in SPEC.modalities}
 
 def small_config(**changes: object) -> ConfigDict:
     config = ConfigDict(
-        dict(
-            embed_dim=32,
-            depth=2,
-            num_heads=2,
-            mlp_ratio=2.0,
-            decoder_embed_dim=16,
-            decoder_depth=1,
-            decoder_num_heads=2,
-            mask_ratio=0.75,
-            block_eps=1e-6,
-            dtype="float32",
-            remat="none",
-        )
+        {
+            "embed_dim": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_ratio": 2.0,
+            "decoder_embed_dim": 16,
+            "decoder_depth": 1,
+            "decoder_num_heads": 2,
+            "mask_ratio": 0.75,
+            "block_eps": 1e-6,
+            "dtype": "float32",
+            "remat": "none",
+        }
     )
     config.update(changes)
     return config

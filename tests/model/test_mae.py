@@ -46,7 +46,9 @@ def reconstruct(model: RamenMAE, rows: Rows) -> dict[str, jax.Array]:
     return model.reconstruct(rows, SENSORS)
 
 
-def total_loss(model: RamenMAE, rows: Rows, options: ConfigDict, train: bool = False) -> tuple[jax.Array, dict]:
+def total_loss(
+    model: RamenMAE, rows: Rows, options: ConfigDict, train: bool = False
+) -> tuple[jax.Array, dict]:
     @nnx.jit
     def compiled(model: RamenMAE, rows: Rows) -> tuple[jax.Array, dict]:
         return model.loss(rows, SENSORS, loss_counts(rows, options), train=train)
@@ -124,7 +126,10 @@ def test_masked_tokens_never_reach_the_encoder_in_the_fixed_recipe() -> None:
 
 
 def test_reference_target_is_undefined_for_one_band() -> None:
-    one_band = {**SENSORS, "dem": replace(SENSORS["dem"], bands=SENSORS["dem"].bands[:1], mean=(0.0,), std=(1.0,))}
+    one_band = {
+        **SENSORS,
+        "dem": replace(SENSORS["dem"], bands=SENSORS["dem"].bands[:1], mean=(0.0,), std=(1.0,)),
+    }
     rows = packed([[make_view(3)]])
     with pytest.raises(ValueError, match=r"modality 'dem' has one band.*standardised"):
         build().loss(rows, one_band, loss_counts(rows, traps()))
@@ -158,11 +163,15 @@ def test_missing_bands_leave_input_and_loss_in_the_fixed_recipe() -> None:
         for value in (0.0, 7.0):
             values = image.values.copy()
             values[:, 2] = value
-            sample = replace(view.sample, images={**view.sample.images, "aerial": Image(values, image.dates, present)})
+            sample = replace(
+                view.sample, images={**view.sample.images, "aerial": Image(values, image.dates, present)}
+            )
             rows = packed([[replace(view, sample=sample)]], recipe)
             losses[recipe, value] = float(total_loss(model, rows, traps(recipe))[0])
     assert losses["fixed", 0.0] == losses["fixed", 7.0]
-    assert losses["reference", 0.0] == losses["reference", 7.0], "an absent band is a zero, whatever is stored"
+    assert losses["reference", 0.0] == losses["reference", 7.0], (
+        "an absent band is a zero, whatever is stored"
+    )
 
 
 def test_invalid_pixels_are_left_out_by_weight() -> None:
@@ -262,5 +271,7 @@ def test_memory_saving_changes_nothing(recipe: str, monkeypatch: pytest.MonkeyPa
     saving = run("full")
     assert saving[0] == pytest.approx(plain[0], rel=1e-6)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(1 + np.abs(b).max())), saving[1], plain[1]
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(1 + np.abs(b).max())),
+        saving[1],
+        plain[1],
     )
