@@ -20,7 +20,7 @@ from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
 from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.training import environment, experiment, optimizer, sharding
-from ramen_jax.training.step import create_state, make_step, state_shardings
+from ramen_jax.training.step import abstract_state, create_state, make_step, state_shardings
 
 EXAMPLES = """  python -m ramen_jax.bench --config configs/base.py --corpus flairhub --target-gsd 10 --batch 1 --dates 8
   python -m ramen_jax.bench --config configs/base.py --corpus mmearth --target-gsd 20 --batch 2
@@ -106,9 +106,11 @@ def measure_step(
     )
     sensors = {modality.name: modality.sensor for modality in spec.modalities}
     step = make_step(model, transformation, rate, sensors, config, mesh, shardings)
-    state = create_state(model, transformation, shardings)
     placed = sharding.put_rows(rows, mesh)
-    compiled, compile_seconds = environment.compile_step(step, state, placed)
+    # Compiled from shapes, before the state exists: the compiler's memory and the state's are never held together.
+    shapes = abstract_state(model, transformation, shardings)
+    compiled, compile_seconds = environment.compile_step(step, shapes, placed)
+    state = create_state(model, transformation, shardings)
     seconds = []
     for _ in range(steps + 1):
         began = time.monotonic()
