@@ -1,5 +1,6 @@
 """What a run leaves about itself, and settings of JAX that must come before the first compilation."""
 
+import ctypes
 import gzip
 import json
 import logging
@@ -45,7 +46,15 @@ def compile_step(step: Any, state: Any, rows: Any, program: Path | None = None) 
     lowered = step.lower(state, rows)
     if program is not None:
         program.write_bytes(gzip.compress(lowered.as_text().encode(), mtime=0))
-    return lowered.compile(), time.monotonic() - began
+    compiled = lowered.compile()
+    return_freed_memory()
+    return compiled, time.monotonic() - began
+
+
+def return_freed_memory() -> None:
+    """Gives the compiler's freed memory back to the system, where the C library (glibc) would keep it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe_run(workdir: Path, config: ConfigDict, params: Any, logical_axes: sharding.LogicalAxes) -> None:
