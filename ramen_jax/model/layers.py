@@ -24,6 +24,12 @@ def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: Any = None) -> n
     return nnx.Linear(inputs, outputs, kernel_init=KERNEL_INIT, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
 
+def bias_of(layer: nnx.Linear) -> jax.Array:
+    """The bias of a layer that `linear` built: it always has one."""
+    assert layer.bias is not None
+    return layer.bias[...]
+
+
 def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs, dtype: Any = None) -> nnx.LayerNorm:
     """LayerNorm over the last axis, statistics in float32 by the two-pass formula."""
     return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)

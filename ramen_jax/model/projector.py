@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ramen_jax.model.encodings import sincos
-from ramen_jax.model.layers import layer_norm, linear
+from ramen_jax.model.layers import bias_of, layer_norm, linear
 from ramen_jax.sensors import Sensor
 
 RADAR = ("asc_vv", "asc_vh", "asc_hv", "asc_hh", "des_vv", "des_vh", "des_hv", "des_hh")
@@ -51,7 +51,7 @@ def _accurate(layer: nnx.Linear, x_CxI: jax.Array) -> jax.Array:
     while products.shape[0] > 1:
         half = products.shape[0] // 2
         products = jnp.concatenate([products[:half] + products[half : 2 * half], products[2 * half :]])
-    return products[0] + layer.bias[...][None]
+    return products[0] + bias_of(layer)[None]
 
 
 class ChannelProjector(nnx.Module):

@@ -121,7 +121,7 @@ class LTAE(nnx.Module):
         else:
             mean, var = self.input_norm.stored()
             factor, shift = self.input_norm.affine(mean, var)
-            offset_D = self.input.bias[...] * factor + shift
+            offset_D = bias_of(self.input) * factor + shift
         matrix_KxD = matrix_KxD * factor[None]
 
         keep_RxNxTxA = jnp.ones((*valid_RxNxT.shape, HEADS), jnp.float32)
@@ -162,7 +162,7 @@ class LTAE(nnx.Module):
         covariance_KxK = jnp.sum(jnp.sum(products, axis=1), axis=0) / total
         var = jnp.sum(matrix_KxD * jnp.matmul(covariance_KxK, matrix_KxD, precision=HIGHEST), axis=0)
         var = jnp.maximum(var, 0.0)
-        mean = jnp.matmul(mean_K, matrix_KxD, precision=HIGHEST) + self.input.bias[...]
+        mean = jnp.matmul(mean_K, matrix_KxD, precision=HIGHEST) + bias_of(self.input)
         self.input_norm.update(mean, var, count)
         factor, _ = self.input_norm.affine(mean, var)
         return centred, factor, self.input_norm.bias[...]
