@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ramen_jax.model.encodings import date_encoding
-from ramen_jax.model.layers import in_chunks, in_pieces, linear, sum_entries
+from ramen_jax.model.layers import bias_of, in_chunks, in_pieces, linear, sum_entries
 
 HEADS = 16
 KEY_DIM = 16
