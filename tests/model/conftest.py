@@ -100,16 +100,18 @@ def make_view(
 
 
 @lru_cache
-def _shapes(recipe: str, remat: str, changes: tuple) -> tuple:
-    config, options = small_config(remat=remat), traps(recipe, **dict(changes))
+def _shapes(recipe: str, remat: str, dtype: str, changes: tuple) -> tuple:
+    config, options = small_config(remat=remat, dtype=dtype), traps(recipe, **dict(changes))
     return nnx.split(
         nnx.eval_shape(lambda: RamenMAE(config, options, rngs=nnx.Rngs(0))), nnx.Param, BatchStatistic
     )
 
 
-def build(recipe: str = "reference", remat: str = "none", **changes: object) -> RamenMAE:
+def build(
+    recipe: str = "reference", remat: str = "none", dtype: str = "float32", **changes: object
+) -> RamenMAE:
     """A small model whose parameters are all random (norms and biases too); numpy draws them: no compilation."""
-    graph, params, statistics = _shapes(recipe, remat, tuple(changes.items()))
+    graph, params, statistics = _shapes(recipe, remat, dtype, tuple(changes.items()))
     rng = np.random.default_rng(0)
 
     def draw(path: tuple, variable: nnx.Variable) -> nnx.Variable:

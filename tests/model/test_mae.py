@@ -215,6 +215,13 @@ def test_modality_embedding_tells_masked_tokens_apart() -> None:
         assert all(np.allclose(tokens[i], tokens[j], atol=1e-6) == same for i, j in pairs)
 
 
+def test_bfloat16_is_the_same_model_to_its_precision() -> None:
+    rows = packed([[make_view(12)]])
+    exact, rounded = (float(total_loss(build(dtype=d), rows, traps())[0]) for d in ("float32", "bfloat16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
 def test_dropout_needs_a_key_and_training() -> None:
     rows = packed([[make_view(9, modalities=("s2",))]])
     model = build(ltae_dropout=0.5)
