@@ -32,7 +32,7 @@ from ramen_jax.data import packing, records
 from ramen_jax.data.batch import Rows
 from ramen_jax.data.records import CorpusSpec, ModalitySpec, Sample
 from ramen_jax.interchange import torch_weights
-from ramen_jax.model.attention import BLOCK_SCORES
+from ramen_jax.model.attention import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
 from ramen_jax.model.encoder import RamenEncoder
 from ramen_jax.model.resampler import EXPERTS
 from ramen_jax.model.temporal import BatchStatistic
@@ -121,7 +121,7 @@ class Model:
         traps: `config.traps`: sampling policy, treatment of missing pixels and so on.
         sensors: by "corpus/modality", with their statistics.
         facts: recipe, step, data fingerprints: what a printed result should name.
-        params, statistics: nested dictionaries of arrays; "decoder" may be among the parameters.
+        params, statistics: nested dictionaries {"encoder": ...} of arrays; a decoder given is left out.
     """
 
     config: ConfigDict
@@ -136,6 +136,9 @@ class Model:
         nnx.replace_by_pure_dict(params, _integer_keys(self.params["encoder"]))
         nnx.replace_by_pure_dict(statistics, _integer_keys(self.statistics["encoder"]))
         self._arrays = (params, statistics)
+        # One copy of the weights is enough: what was given is released, and a decoder is not needed here.
+        self.params = {"encoder": nnx.to_pure_dict(params)}
+        self.statistics = {"encoder": nnx.to_pure_dict(statistics)}
 
         def run(
             arrays: Any, rows: Rows, sensors: tuple[tuple[str, Sensor], ...], every_layer: bool
@@ -364,7 +367,8 @@ def cost(
     flops += depth * (2 * length * (4 * width_d**2 + 2 * width_d * hidden) + 4 * length**2 * width_d)
 
     weights = sum(leaf.size for leaf in jax.tree.leaves(model._arrays))
-    scores = min(model.config.num_heads * length**2, max(BLOCK_SCORES, model.config.num_heads * length))
+    block = BLOCK_SCORES.get(jax.default_backend(), BLOCK_SCORES_ELSEWHERE)
+    scores = min(model.config.num_heads * length**2, max(block, model.config.num_heads * length))
     activations = length * (6 * width_d + hidden) + 2 * scores + 3 * tokens * series * width_d + 3 * pixels
     return Cost(len(found) * tokens, rows, columns, flops, 4.0 * (weights + activations))
 

@@ -243,7 +243,8 @@ def embed(embedder: Embedder, output: Output, tile: int, overlap: int) -> None:
                 bar.advance()
             finished = (after[0] if after else bottom) - top
             if top + finished > output.start:
-                strip = sums[:, :finished] / np.maximum(weights[:finished], 1e-12)
+                strip = sums[:, :finished]
+                strip /= np.maximum(weights[:finished], 1e-12)
                 strip[:, weights[:finished] == 0] = np.nan
                 output.write(top, strip)
             for array in (sums, weights):

@@ -8,38 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import pickle
-import re
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-import torch
-import yaml
-from flax import nnx
-from ml_collections import ConfigDict
-from safetensors.numpy import load_file, save_file
-
-from ramen_jax import __version__, api, console
-from ramen_jax.config import TRAPS
-from ramen_jax.console import DATA, USAGE, UserError
-from ramen_jax.interchange import model_card, torch_ramen, torch_weights
-from ramen_jax.model.mae import RamenMAE
-from ramen_jax.model.temporal import BatchStatistic
-from ramen_jax.sensors import Sensor, load_sensors
-
-TOLERANCE = 1e-4
-PARITY_TOKENS = 8  # per side of the grid that both models run
-PARITY_DATES = 3
-MODEL_KEYS = ("embed_dim", "depth", "num_heads", "mlp_ratio", "block_eps")
-DECODER_KEYS = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "mask_ratio")
-LICENCE_FILE = Path(__file__).resolve().parents[1] / "LICENSE"
+from ramen_jax import console
+from ramen_jax.console import USAGE, UserError
 
 EXAMPLES = """  python -m ramen_jax.export --checkpoint runs/base --output ramen_base            # folder for the hub
   python -m ramen_jax.export --checkpoint runs/base --output ramen_base.safetensors
@@ -48,359 +21,6 @@ EXAMPLES = """  python -m ramen_jax.export --checkpoint runs/base --output ramen
   python -m ramen_jax.export --checkpoint ramen_base --output s2.jaxexport \\
       --input flairhub/s2=3x64x64 --target-gsd 40                             # T x H x W pixels, for jax.export
 """
-
-
-@dataclass
-class Source:
-    """Weights under their official names, and what is known about them. `tensors` may hold a decoder."""
-
-    tensors: dict[str, np.ndarray]
-    description: dict[str, Any]
-
-    @property
-    def encoder(self) -> dict[str, np.ndarray]:
-        return {name: array for name, array in self.tensors.items() if name.startswith("encoder.")}
-
-    def model(self) -> api.Model:
-        """The encoder in JAX, computing in float32."""
-        config = ConfigDict({**self.description["model"], "dtype": "float32", "remat": "none"})
-        traps = ConfigDict(self.description["traps"])
-        _, params, statistics = api.split_encoder(config, traps)
-        shapes = ({"encoder": nnx.to_pure_dict(params)}, {"encoder": nnx.to_pure_dict(statistics)})
-        try:
-            trees = torch_weights.from_official(self.encoder, shapes)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        sensors = {name: Sensor.from_dict(entry) for name, entry in self.description["sensors"].items()}
-        return api.Model(config, traps, sensors, {}, *trees)
-
-
-def read_checkpoint(path: Path, decoder: bool) -> Source:
-    """A training's checkpoint, or a folder written by this command.
-
-    Raises:
-        UserError: no checkpoint, or a decoder that has no official form (recipe `fixed` gives it embeddings).
-    """
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        tensors = torch_weights.prefixed(load_file(path / "model.safetensors"))
-        source = Source(tensors, json.loads((path / "config.json").read_text()))
-        if not decoder:
-            source.tensors = source.encoder
-        elif source.tensors.keys() == source.encoder.keys():
-            raise UserError(f"{path} holds no decoder", DATA)
-        return source
-    from ramen_jax.training import checkpoint
-
-    loaded = checkpoint.load(path)
-    sides = ("encoder", "decoder") if decoder else ("encoder",)
-    params = {side: loaded.params[side] for side in sides}
-    try:
-        tensors = torch_weights.to_official(params, loaded.statistics)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}", DATA) from error
-    meta, config = loaded.meta, loaded.meta["config"]
-    sensors = {
-        f"{corpus}/{name}": entry
-        for corpus, entries in meta["sensors"].items()
-        for name, entry in entries.items()
-    }
-    facts = {
-        "recipe": config["recipe"],
-        "step": meta["step"],
-        "fingerprints": meta["fingerprints"],
-        "target_gsds": {entry["name"]: list(entry["target_gsds"]) for entry in config["corpora"]},
-    }
-    return Source(tensors, describe(config["model"], config["traps"], sensors, facts))
-
-
-def describe(
-    model: Mapping[str, Any], traps: Mapping[str, Any], sensors: Mapping[str, Any], facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """config.json: everything that the weights do not say. The PyTorch file reads the first five entries."""
-    known: dict[str, Any] = {key: model[key] for key in (*MODEL_KEYS, *DECODER_KEYS) if key in model}
-    return {
-        "model": {**known, "dtype": model.get("dtype", "float32"), "remat": "none"},
-        "sampling": traps["sampling"],
-        "missing": traps["missing"],
-        "encodings": traps["encodings"],
-        "sensors": dict(sensors),
-        "traps": dict(traps),
-        **facts,
-        "written_by": f"ramen_jax {__version__}",
-    }
-
-
-def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int | None) -> Source:
-    """An official checkpoint, of which no code is executed.
-
-    Raises:
-        UserError: not there, not a checkpoint, a pickle that wants to execute code (named), keys or shapes that do
-            not fit (listed).
-    """
-    tensors = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
-    tensors = torch_weights.prefixed(tensors)
-    encoder = {name.removeprefix("encoder."): torch.from_numpy(array) for name, array in tensors.items()}
-    try:
-        model = {"block_eps": 1e-6, **torch_ramen.sizes_of(encoder)}
-    except ValueError as error:
-        raise UserError(f"{path}: {error}", DATA) from error
-    if num_heads is not None:
-        model["num_heads"] = num_heads
-    if "num_heads" not in model:
-        raise UserError(
-            f"the number of heads of a {model['embed_dim']}-wide encoder is not known; give --num-heads",
-            USAGE,
-        )
-    traps = {key: values[recipe != "reference"] for key, values in TRAPS.items()}
-    entries = {} if sensors is None else {name: s.to_dict() for name, s in load_sensors(sensors).items()}
-    facts = {"recipe": recipe, "imported_from": path.name}
-    if "decoder.mask_token" in tensors:
-        model |= decoder_sizes(tensors)
-    source = Source(tensors, describe(model, traps, entries, facts))
-    # Through our own parameters and back: a tensor that would not survive is found here, not by a user.
-    try:
-        back = torch_weights.to_official(*torch_weights.from_official(tensors, template(source.description)))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}", DATA) from error
-    changed = [name for name, array in back.items() if array.tobytes() != tensors[name].tobytes()]
-    if changed:
-        raise UserError(
-            f"{path}: these tensors are not float32 and would change: {', '.join(changed[:10])}", DATA
-        )
-    return source
-
-
-def decoder_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the shapes tell about a decoder. The number of heads leaves no trace; the official default stands in."""
-    width = tensors["decoder.mask_token"].shape[-1]
-    blocks = {name.split(".")[2] for name in tensors if name.startswith("decoder.blocks.")}
-    heads = next(heads for heads in (16, 8, 4, 2, 1) if width % (2 * heads) == 0)
-    return {
-        "decoder_embed_dim": width,
-        "decoder_depth": len(blocks),
-        "decoder_num_heads": heads,
-        "mask_ratio": 0.75,
-    }
-
-
-def template(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes of (parameters, statistics) of the model that config.json describes, with its decoder if it has one."""
-    config, traps = ConfigDict(description["model"]), ConfigDict(description["traps"])
-    if "decoder_embed_dim" not in config:
-        _, params, statistics = api.split_encoder(config, traps)
-        return {"encoder": nnx.to_pure_dict(params)}, {"encoder": nnx.to_pure_dict(statistics)}
-    shapes = nnx.eval_shape(lambda: RamenMAE(config, traps, rngs=nnx.Rngs(0)))
-    _, *states = nnx.split(shapes, nnx.Param, BatchStatistic)
-    return nnx.to_pure_dict(states[0]), nnx.to_pure_dict(states[1])
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a .ckpt, .pt or .safetensors file. Errors as in `read_official`."""
-    if not path.is_file():
-        raise UserError(f"no file {path}", USAGE)
-    try:
-        return dict(torch_ramen.read_weights(path))
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        wants = named.group(1) if named else "something other than tensors"
-        raise UserError(
-            f"{path} is refused: its pickle wants to load {wants}, which can execute code; only tensors are read. "
-            "If you trust its origin, save its state_dict alone and import that",
-            DATA,
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read: {_first_line(error)}", DATA) from error
-
-
-def compare(source: Source, written: torch_ramen.RamenEncoder) -> dict[str, Any]:
-    """Runs PyTorch and JAX on the same inputs, every layer, each corpus's sensors together.
-
-    Without sensors in the description, an optical, a radar and an elevation modality stand in. Values are noise around
-    each band's mean; the first sensor has one date, the others several, so that both paths are run.
-    """
-    model = source.model()
-    groups: dict[str, dict[str, Sensor]] = {}
-    for name, sensor in model.sensors.items():
-        corpus, _, modality = name.rpartition("/")
-        groups.setdefault(corpus, {})[modality] = sensor
-    report: dict[str, Any] = {
-        "tolerance": TOLERANCE,
-        "measure": "max absolute difference / max(1, rms)",
-        "runs": [],
-    }
-    layers = range(model.depth)
-    for corpus, sensors in (groups or {"stand-in": stand_in_sensors()}).items():
-        gsd = max(sensor.gsd for sensor in sensors.values())
-        images, tensors, described = {}, {}, {}
-        rng = np.random.default_rng(7)
-        for index, (name, sensor) in enumerate(sensors.items()):
-            shape = (
-                PARITY_DATES if index else 1,
-                len(sensor.bands),
-                *(math.ceil(PARITY_TOKENS * gsd / sensor.gsd),) * 2,
-            )
-            mean, std = (np.array(values, np.float32)[:, None, None] for values in (sensor.mean, sensor.std))
-            physical = mean + std * rng.standard_normal(shape, np.float32)
-            values = ((physical - sensor.offset) / sensor.scale).astype(np.float32)
-            days = np.arange(shape[0]) * 100 + 50
-            images[name] = api.Image(values, days, sensor)
-            tensors[name], described[name] = torch.from_numpy(values)[None], sensor.to_dict()
-        ours = model.encode(images, gsd, layers)
-        days_BxT = torch.from_numpy(np.arange(PARITY_DATES) * 100 + 50)[None]
-        with torch.inference_mode():
-            theirs = written(tensors, gsd, dict.fromkeys(tensors, days_BxT), None, described, layers)
-        for layer in layers:
-            a = np.stack([ours.layers[layer][name] for name in images])
-            b = np.stack([theirs.layers[layer][name][0].numpy() for name in images])
-            report["runs"].append({"corpus": corpus, "target_gsd": gsd, "layer": layer, **differences(a, b)})
-    report["worst"] = max(run["relative"] for run in report["runs"])
-    report["passed"] = bool(report["worst"] <= TOLERANCE)
-    return report
-
-
-def differences(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Maximal and mean absolute difference, the former relative to max(1, rms), and the cosine."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    gap = np.abs(a - b)
-    rms = float(np.sqrt(np.mean(a**2)))
-    cosine = float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)))
-    return {
-        "max": float(gap.max()),
-        "mean": float(gap.mean()),
-        "relative": float(gap.max()) / max(1.0, rms),
-        "cosine": cosine,
-    }
-
-
-def stand_in_sensors() -> dict[str, Sensor]:
-    """One modality of each kind of band, for weights that came without sensors."""
-    described: dict[str, dict[str, Any]] = {
-        "optical": {"blue": 490, "red": 665, "nir": 842},
-        "radar": {"vv": "asc_vv", "vh": "des_vh"},
-        "elevation": {"surface": "dsm"},
-    }
-    return {
-        kind: Sensor.from_dict({"name": kind, "gsd": 10.0, "bands": bands}).with_statistics(
-            [0.0] * len(bands), [1.0] * len(bands)
-        )
-        for kind, bands in described.items()
-    }
-
-
-def write_weights(tensors: Mapping[str, np.ndarray], path: Path, decoder: bool) -> None:
-    """One file; encoder alone without prefix, as the published checkpoint, with decoder as the official MAE."""
-    named = dict(tensors) if decoder else {name.removeprefix("encoder."): a for name, a in tensors.items()}
-    if path.suffix == ".safetensors":
-        save_file(
-            {name: np.asarray(array, order="C") for name, array in named.items()}, path, {"format": "pt"}
-        )
-    else:
-        state = {name: torch.from_numpy(np.array(array)) for name, array in named.items()}
-        torch.save({"state_dict": state}, path)
-
-
-def write_folder(source: Source, folder: Path, decoder: bool, results: Mapping[str, Any] | None) -> None:
-    """Everything of the hub folder except parity.json and the card, which quotes it."""
-    write_weights(source.tensors, folder / "model.safetensors", decoder)
-    (folder / "config.json").write_text(json.dumps(source.description, indent=1) + "\n")
-    sensors = {
-        name: {key: value for key, value in entry.items() if key != "name"}
-        for name, entry in source.description["sensors"].items()
-    }
-    (folder / "sensors.yaml").write_text(yaml.safe_dump(sensors, sort_keys=False))
-    shutil.copyfile(torch_ramen.__file__, folder / "torch_ramen.py")
-    if results is not None:
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-
-
-def export(
-    source: Source,
-    output: Path,
-    *,
-    decoder: bool = False,
-    overwrite: bool = False,
-    licence: Path = LICENCE_FILE,
-    results: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Writes a weight file (.safetensors, .ckpt, .pt) or a folder, verified; returns the parity report.
-
-    Raises:
-        UserError: the output exists, PyTorch and JAX disagree, the disk is full. Nothing is left behind then.
-    """
-    single = output.suffix in (".safetensors", ".ckpt", ".pt")
-    parity = output.with_suffix(".parity.json") if single else output / "parity.json"
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists; choose another name or give --overwrite", USAGE)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        if single:
-            weights = work / output.name
-            write_weights(source.tensors, weights, decoder)
-            (work / "config.json").write_text(json.dumps(source.description))
-        else:
-            weights = work
-            write_folder(source, work, decoder, results)
-            if licence.is_file():
-                shutil.copyfile(licence, work / "LICENSE")
-        report = compare(source, torch_ramen.load(weights))
-        if not report["passed"]:
-            worst = max(report["runs"], key=lambda run: run["relative"])
-            raise UserError(
-                f"PyTorch and JAX differ by {worst['relative']:.2e} after block {worst['layer']} with the sensors of "
-                f"{worst['corpus']}, more than {TOLERANCE:g}; nothing was written",
-                DATA,
-            )
-        text = json.dumps(report, indent=1) + "\n"
-        if single:
-            weights.replace(output)
-            parity.write_text(text)
-        else:
-            (work / "parity.json").write_text(text)
-            (work / "README.md").write_text(
-                model_card.render(source.description, report, results, output.name)
-            )
-            if output.exists():
-                shutil.rmtree(output)
-            work.chmod(0o755)
-            work.rename(output)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {output}: {error.strerror or error}; nothing was left behind", DATA
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return report
-
-
-def write_artefact(source: Source, output: Path, inputs: Sequence[str], target_gsd: float) -> None:
-    """A jax.export artefact of the encoder, for images of given sizes, weights inside.
-
-    `inputs`: "sensor=TxHxW" each. The function takes {sensor: values [T, C, H, W] float32} and {sensor: day of year
-    [T]}, all pixels measured, and returns {sensor: [D, rows, columns]}.
-    """
-    model = source.model()
-    images, sensors = {}, {}
-    for text in inputs:
-        name, _, sizes = text.partition("=")
-        if not re.fullmatch(r"\d+x\d+x\d+", sizes):
-            raise UserError(
-                f"--input {text} is not understood; write sensor=TxHxW, flairhub/s2=3x64x64 say", USAGE
-            )
-        frames, height, width = (int(size) for size in sizes.split("x"))
-        sensors[name] = model.sensor(name)
-        sensor = sensors[name]
-        stored = (
-            np.array(sensor.mean, np.float32) - sensor.offset
-        ) / sensor.scale  # no value that means no data
-        values = np.broadcast_to(stored[:, None, None], (frames, len(sensor.bands), height, width))
-        images[name] = api.Image(values, np.ones(frames, int), sensors[name])
-    function, example = model.traceable(images, sensors, target_gsd)
-    output.write_bytes(jax.export.export(jax.jit(function))(*example).serialize())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -419,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--decoder", action="store_true", help="with the decoder (official MAE); default: encoder alone"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--licence", type=Path, default=LICENCE_FILE, help="licence file of the weights")
+    parser.add_argument("--licence", type=Path, help="licence file of the weights")
     parser.add_argument("--results", type=Path, help="JSON of results to quote in the model card")
     parser.add_argument("--sensors", type=Path, help="--import: YAML of the sensors it was trained with")
     parser.add_argument("--num-heads", type=int, help="--import: heads of an encoder of unusual width")
@@ -433,8 +53,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run() -> int:
     options = parse()
+    try:
+        from ramen_jax.interchange import exchange
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError(
+            "export needs PyTorch to verify what it writes: pip install 'torch>=2.13,<3'", USAGE
+        ) from error
+    from ramen_jax.interchange.source import read_checkpoint
+
     if options.official is not None:
-        source = read_official(options.official, options.sensors, options.recipe, options.num_heads)
+        source = exchange.read_official(options.official, options.sensors, options.recipe, options.num_heads)
         decoder = source.tensors.keys() != source.encoder.keys()
     else:
         decoder = options.decoder
@@ -442,16 +72,16 @@ def run() -> int:
     if options.output.suffix == ".jaxexport":
         if not options.input or options.target_gsd is None:
             raise UserError("a jax.export artefact needs --input and --target-gsd", USAGE)
-        write_artefact(source, options.output, options.input, options.target_gsd)
+        exchange.write_artefact(source, options.output, options.input, options.target_gsd)
         print(f"wrote {options.output}")
         return 0
     results = json.loads(options.results.read_text()) if options.results else None
-    report = export(
+    report = exchange.export(
         source,
         options.output,
         decoder=decoder,
         overwrite=options.overwrite,
-        licence=options.licence,
+        licence=options.licence or exchange.LICENCE_FILE,
         results=results,
     )
     cosine = min(run["cosine"] for run in report["runs"])

@@ -26,6 +26,7 @@ from affine import Affine
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as warp_coordinates
+from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from ramen_jax import api
@@ -142,11 +143,17 @@ def open_place(
     notes: list[str] = []
     for name, path, sensor in sources:
         files = find_frames(path)
-        dates = [date_of(file) for file in files]
+        readers = [_open(file, sensor, stack) for file in files]
+        place = layers[0].readers[0] if layers else readers[0]
+        here = [i for i, reader in enumerate(readers) if _overlap(reader, place)]
+        if len(here) < len(files):
+            told = f"{len(files) - len(here)} of the {len(files)} rasters of {path} do not touch {place.name}"
+            if not here or not layers:
+                raise UserError(f"{told}; give rasters of one place")
+            notes.append(f"{told} and are left out")
+        dates = [date_of(files[i]) for i in here]
         days = np.array([0 if date is None else date.timetuple().tm_yday for date in dates], np.int16)
-        layers.append(
-            Layer(name, sensor, files, days, readers=[_open(file, sensor, stack) for file in files])
-        )
+        layers.append(Layer(name, sensor, [files[i] for i in here], days, readers=[readers[i] for i in here]))
     first = layers[0].readers[0]
     across, down = ground_size(first)
     gsd = _pixel_gsd(first, layers[0].sensor, (across, down), notes)
@@ -277,6 +284,17 @@ def _open(file: Path, sensor: Sensor, stack: contextlib.ExitStack) -> Any:
             f"{', '.join(band.name for band in sensor.bands)}"
         )
     return reader
+
+
+def _overlap(reader: Any, place: Any) -> bool:
+    """Whether a raster touches the ground of another."""
+    left, bottom, right, top = transform_bounds(reader.crs, place.crs, *reader.bounds)
+    return bool(
+        left < place.bounds.right
+        and right > place.bounds.left
+        and bottom < place.bounds.top
+        and top > place.bounds.bottom
+    )
 
 
 def _pixel_gsd(reader: Any, sensor: Sensor, ground: tuple[float, float], notes: list[str]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from ramen_jax import api
 from ramen_jax.config import SIZES, TRAPS, default
-from ramen_jax.export import Source, describe, write_folder
 from ramen_jax.interchange import torch_weights
+from ramen_jax.interchange.source import Source, describe
 from ramen_jax.sensors import sensor
 
 SENSORS = {
@@ -54,7 +56,10 @@ def source(recipe: str = "reference", **traps: Any) -> Source:
 
 
 def folder(path: Path, recipe: str = "reference") -> Path:
-    """An exported folder, without the verification that takes most of the time."""
+    """What `rj.load` needs of an exported folder; the rest of one needs PyTorch."""
     path.mkdir(parents=True)
-    write_folder(source(recipe), path, decoder=False, results=None)
+    weights = source(recipe)
+    named = {name.removeprefix("encoder."): np.asarray(a, order="C") for name, a in weights.tensors.items()}
+    save_file(named, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(weights.description))
     return path

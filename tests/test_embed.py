@@ -202,7 +202,9 @@ def test_nodata_stays_nodata(checkpoint: Path, tmp_path: Path) -> None:
         assert picture.read(4)[8:].min() == 255
 
 
-def test_several_sensors_on_different_grids(checkpoint: Path, tmp_path: Path) -> None:
+def test_several_sensors_on_different_grids(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Radar at 20 m in another coordinate system, and a series in a folder."""
     for day, seed in (("2021-01-10", 0), ("20210620", 1)):
         write(tmp_path / "s2" / f"S2_{day}.tif", landscape(64, 64, 12, seed))
@@ -210,6 +212,15 @@ def test_several_sensors_on_different_grids(checkpoint: Path, tmp_path: Path) ->
     lon, lat = rasterio.warp.transform(UTM, "EPSG:4326", [499_800.0], [5_000_200.0])
     degrees = {"crs": "EPSG:4326", "transform": Affine(0.00025, 0, lon[0], 0, -0.00018, lat[0])}
     other = write(tmp_path / "radar.tif", radar, **degrees)
+    far = write(tmp_path / "s2" / "S2_2021-07-01.tif", landscape(64, 64, 12), origin=(600_000.0, 5_000_000.0))
+    with pytest.raises(UserError, match="1 of the 3 rasters"):
+        run(checkpoint, tmp_path / "features.tif", 40, tmp_path / "s2", "s2", other, "s1", layer=1)
+    run(
+        checkpoint, tmp_path / "features.tif", 40, other, "s1", tmp_path / "s2", "s2", layer=1, overwrite=True
+    )
+    assert "1 of the 3 rasters" in capsys.readouterr().out
+    far.unlink()
+    (tmp_path / "features.tif").unlink()
     features = run(checkpoint, tmp_path / "features.tif", 40, tmp_path / "s2", "s2", other, "s1", layer=1)
     assert features.shape == (128, 16, 16)
     assert np.isfinite(features).all()
@@ -267,6 +278,8 @@ def test_wrong_inputs_are_told(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "undated").mkdir()
     for name in ("a", "b"):
         write(tmp_path / "undated" / f"{name}.tif", pixels)
+    for day, east in (("2021-01-10", 500_000.0), ("2021-01-20", 510_000.0)):
+        write(tmp_path / "apart" / f"{day}.tif", pixels, origin=(east, 5_000_000.0))
     (tmp_path / "text.tif").write_text("no raster")
     output = tmp_path / "features.tif"
     for image, name, gsd, sentence in (
@@ -278,6 +291,7 @@ def test_wrong_inputs_are_told(checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "text.tif", "s2", 40, "cannot be read as a raster"),
         (tmp_path / "absent.tif", "s2", 40, "no raster or folder"),
         (scene, "terramesh_s2l2a", 40, "has no mean and std"),
+        (tmp_path / "apart", "s2", 40, "1 of the 2 rasters of .* do not touch .*; give rasters of one place"),
     ):
         with pytest.raises(UserError, match=sentence):
             run(checkpoint, output, gsd, image, name)

@@ -13,20 +13,23 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 import ramen_jax as rj
 from ramen_jax import export
 from ramen_jax.console import UserError
-from ramen_jax.interchange import torch_ramen
+from ramen_jax.interchange.source import Source, read_checkpoint
 from tests import exported
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'torch>=2.13,<3'")
+exchange = pytest.importorskip("ramen_jax.interchange.exchange")
+torch_ramen = pytest.importorskip("ramen_jax.interchange.torch_ramen")
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "mae"
 
 
 @pytest.fixture(scope="module")
-def source() -> export.Source:
+def source() -> Source:
     return exported.source("fixed", sampling="area")
 
 
@@ -50,9 +53,9 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_holds_everything_and_agrees_with_jax(source: export.Source, tmp_path: Path) -> None:
+def test_a_folder_holds_everything_and_agrees_with_jax(source: Source, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
-    report = export.export(source, folder, results={"MADOS mIoU": 70.1})
+    report = exchange.export(source, folder, results={"MADOS mIoU": 70.1})
     assert report["passed"]
     assert len(report["runs"]) == 3
     assert {"max", "mean", "relative", "cosine", "layer", "corpus"} <= report["runs"][0].keys()
@@ -70,16 +73,16 @@ def test_a_folder_holds_everything_and_agrees_with_jax(source: export.Source, tm
     with torch.inference_mode():
         tensor = torch.from_numpy(pixels.astype(np.float32))[None]
         maps = theirs({"s2": tensor}, 40.0, {"s2": torch.tensor([[10, 200]])}).maps["s2"][0].numpy()
-    np.testing.assert_allclose(maps, ours, atol=export.TOLERANCE)
+    np.testing.assert_allclose(maps, ours, atol=exchange.TOLERANCE)
     with pytest.raises(UserError, match="exists"):
-        export.export(source, folder)
+        exchange.export(source, folder)
 
 
 def test_single_files_have_the_official_names(
-    source: export.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "compare", lambda *_: {"passed": True})
-    export.export(source, tmp_path / "ramen.ckpt")
+    monkeypatch.setattr(exchange, "compare", lambda *_: {"passed": True})
+    exchange.export(source, tmp_path / "ramen.ckpt")
     assert left_behind(tmp_path) == ["ramen.ckpt", "ramen.parity.json"]
     state = torch.load(tmp_path / "ramen.ckpt", weights_only=True)["state_dict"]
     assert set(state) == {name.removeprefix("encoder.") for name in source.tensors}
@@ -155,29 +158,27 @@ def test_what_cannot_be_read_is_told(official: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_disagreement_fails_and_leaves_nothing(
-    source: export.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [{"relative": 2e-4, "layer": 1, "corpus": "place", "cosine": 1.0}]
-    monkeypatch.setattr(export, "compare", lambda *_: {"passed": False, "worst": 2e-4, "runs": runs})
+    monkeypatch.setattr(exchange, "compare", lambda *_: {"passed": False, "worst": 2e-4, "runs": runs})
     with pytest.raises(UserError, match=r"PyTorch and JAX differ by 2\.00e-04 after block 1"):
-        export.export(source, tmp_path / "tiny")
+        exchange.export(source, tmp_path / "tiny")
     assert left_behind(tmp_path) == []
 
 
-def test_a_full_disk_leaves_nothing(
-    source: export.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(exchange, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
-        export.export(source, tmp_path / "tiny")
+        exchange.export(source, tmp_path / "tiny")
     assert left_behind(tmp_path) == []
 
 
-def test_a_jax_export_artefact_runs_alone(source: export.Source, tmp_path: Path) -> None:
-    export.write_artefact(source, tmp_path / "s2.jaxexport", ["place/s2=2x16x16"], 40.0)
+def test_a_jax_export_artefact_runs_alone(source: Source, tmp_path: Path) -> None:
+    exchange.write_artefact(source, tmp_path / "s2.jaxexport", ["place/s2=2x16x16"], 40.0)
     artefact = jax.export.deserialize((tmp_path / "s2.jaxexport").read_bytes())
     pixels = np.random.default_rng(0).uniform(500, 3000, (2, 12, 16, 16)).astype(np.float32)
     found = artefact.call({"place/s2": pixels}, {"place/s2": np.array([10, 200], np.float32)})
@@ -225,8 +226,8 @@ def test_a_checkpoint_of_eight_devices_is_exported_on_one(repository: Path, tmp_
         check=False,
     )
     assert written.returncode == 0, written.stderr[-3000:]
-    source = export.read_checkpoint(tmp_path / "run", decoder=False)
-    export.export(source, tmp_path / "ramen.safetensors")
+    source = read_checkpoint(tmp_path / "run", decoder=False)
+    exchange.export(source, tmp_path / "ramen.safetensors")
     found, whole = load_file(tmp_path / "ramen.safetensors"), np.load(tmp_path / "run" / "whole.npz")
     assert {f"encoder.{name}" for name in found} == set(whole.files)
     for name, tensor in found.items():

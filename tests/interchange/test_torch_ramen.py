@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ramen_jax import sampling
-from ramen_jax.interchange import torch_ramen
-from ramen_jax.interchange.torch_ramen import Band, FixedInput, RamenEncoder, Sensor
+
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'torch>=2.13,<3'")
+torch_ramen = pytest.importorskip("ramen_jax.interchange.torch_ramen")
+save_file = pytest.importorskip("safetensors.torch").save_file
+TorchDispatchMode = pytest.importorskip("torch.utils._python_dispatch").TorchDispatchMode
+Band, FixedInput = torch_ramen.Band, torch_ramen.FixedInput
+RamenEncoder, Sensor = torch_ramen.RamenEncoder, torch_ramen.Sensor
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TOLERANCE = 1e-4
