@@ -2,8 +2,8 @@
 
     python -m ramen_jax.train --config configs/tiny.py --workdir runs/tiny
 
-Expect, on 2 cores: renders 104 places and compiles (about a minute), then 400 steps in about 3 minutes; the loss
-falls from about 100 to 3, the one on held-out places to 2. Nothing is downloaded. `launch/quickstart.sh` runs it and makes
+Expect, on 2 cores: renders 104 places and compiles (about a minute), then 400 steps in 3 to 5 minutes; the loss falls
+from about 100 to 3, the one on held-out places to 2. Nothing is downloaded. `launch/quickstart.sh` runs it and makes
 the pictures.
 """
 
