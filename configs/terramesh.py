@@ -3,7 +3,8 @@
     RAMEN_JAX_REAL_DATA=DIR python -m ramen_jax.train --config configs/terramesh.py --workdir runs/terramesh
 
 DIR holds terramesh/{S2L2A,S1RTC,DEM}/*.tif. The first start cuts the crops and computes their statistics (seconds).
-Expect, on 2 cores and within 10 minutes: the loss falls clearly below its first value, training and validation alike.
+Expect, on 2 cores: the loss falls from about 270 to below 10 within 10 minutes. The one place held out for validation
+looks like none of the four it trains on: its loss is higher, and noisy.
 The recipe is `fixed`; elevation has one band, which the reference target cannot be computed for.
 """
 
@@ -27,7 +28,7 @@ def get_config() -> ConfigDict:
             target_gsds=(20.0, 30.0, 40.0, 60.0, 80.0),
         ),
     )
-    config.data.rows_per_step = 2
+    config.data.rows_per_step = 1
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_from = 1e-4
     config.optimizer.warmup_share = 0.1

@@ -232,16 +232,19 @@ def finish(config: ConfigDict, overrides: Iterable[str] = (), origin: str = "con
 def quicktest(config: ConfigDict) -> None:
     """Shrinks a configuration in place so that its whole path runs in about a minute on two cores."""
     apply_size(config, "tiny")
+    small = {"flairhub": (5.0, 10.0), "mmearth": (40.0, 60.0), "worldstrat": (10.0, 20.0)}
     entries = []
     for entry in config.corpora:
-        geometry = f"{entry.kind}_small" if entry.kind in ("flairhub", "mmearth", "worldstrat") else "tiny"
-        options = {"geometry": geometry, "places": 8}
-        gsds = tuple(sorted(entry.target_gsds)[:1]) if geometry == "tiny" else (5.0, 10.0)
+        geometry = f"{entry.kind}_small" if entry.kind in small else "tiny"
+        options = {"geometry": geometry, "places": 8, "val_places": 2}
+        gsds = small.get(entry.kind, (5.0, 10.0))
         entries.append(corpus(entry.name, kind="synthetic", options=options, target_gsds=gsds))
     config.corpora = tuple(entries)
     config.data.rows_per_step = 2
     config.data.workers = 0
+    config.model.remat = "none"
     config.optimizer.accumulate = 1
+    config.sharding.update(data=-1, fsdp=1, tensor=1)
     config.train.steps = 4
     config.validation.every = 0
     config.checkpoint.every = 2

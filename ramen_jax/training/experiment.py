@@ -13,7 +13,7 @@ from ramen_jax.config import plain
 from ramen_jax.console import DATA, USAGE, UserError, close_names
 from ramen_jax.data import pipeline, synthetic_earth
 from ramen_jax.data.plan import Plan, PlannedCorpus
-from ramen_jax.data.records import CorpusSpec, Prepared
+from ramen_jax.data.records import CorpusSpec, Prepared, read_manifest
 from ramen_jax.model.axes import logical_axes
 from ramen_jax.model.loss import check_target
 from ramen_jax.model.mae import RamenMAE, loss_counts
@@ -116,8 +116,9 @@ def _validation(config: ConfigDict, workdir: Path) -> Any:
     """A function that yields the same validation batches at each call, or None when no corpus has a val split."""
     steps = []
     for entry in config.corpora:
-        source = _open(config, entry, workdir, split="val")
-        if len(source):
+        folder = _prepare(config, entry, workdir)
+        if "val" in read_manifest(folder)["splits"]:
+            source = _open(config, entry, workdir, split="val")
             plan = make_plan(config, {entry.name: source}, config.seed + VALIDATION_SEED)
             share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
             options = {"recipe": recipe(config, training=False), **share}
@@ -127,16 +128,15 @@ def _validation(config: ConfigDict, workdir: Path) -> Any:
     return lambda: (source.step(step) for source in steps for step in range(config.validation.steps))
 
 
-def _open(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "train") -> Prepared:
+def _prepare(config: ConfigDict, entry: ConfigDict, workdir: Path) -> Path:
+    """The folder of a prepared corpus, prepared first if need be (processes that come second wait for the first)."""
     folder = Path(entry.prepared).expanduser() if entry.prepared else workdir / "corpora" / entry.name
-    if jax.process_index() == 0:
-        options = {"repeats": config.traps.worldstrat_repeats} if entry.kind == "worldstrat" else {}
-        prepare({**plain(entry), "options": {**options, **plain(entry.options)}}, folder)
-    if jax.process_count() > 1:
-        # The others open the corpus once it is complete.
-        from jax.experimental import multihost_utils
+    options = {"repeats": config.traps.worldstrat_repeats} if entry.kind == "worldstrat" else {}
+    return prepare({**plain(entry), "options": {**options, **plain(entry.options)}}, folder)
 
-        multihost_utils.sync_global_devices(f"corpus {entry.name} prepared")
+
+def _open(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "train") -> Prepared:
+    folder = _prepare(config, entry, workdir)
     try:
         source = Prepared(folder, split, statistics=config.traps.statistics)
     except ValueError as error:

@@ -17,8 +17,11 @@ from tests.training import real, toy
 
 # One step at seed 42 in float32 on CPU. A change that moves these is a change of the numbers of a training.
 GOLDEN = {
-    "loss": 0.0,
-    "gradient_norm": 0.0,
+    "loss": 20.837305,
+    "loss/dem": 6.978237,
+    "loss/s1": 13.859068,
+    "gradient_norm": 348.538,
+    "learning_rate": 1e-3,
 }
 
 
@@ -33,11 +36,18 @@ def test_one_step_gives_the_golden_numbers(one_batch):
         assert first[name] == pytest.approx(value, rel=1e-4), name
 
 
+# It shifts every date alike, and a BatchNorm on batch statistics takes the shift away: its gradient is zero, and Adam
+# makes steps of the rounding noise. It starts at zero, so nothing else shows in its norm.
+NOISE = "encoder/ltae/group_bias"
+
+
 def close(found, expected, tolerance):
     for ours, theirs in zip(found["history"], expected["history"], strict=True):
         for name in theirs:
             assert ours[name] == pytest.approx(theirs[name], rel=tolerance, abs=1e-7), name
     for name, norm in expected["norms"].items():
+        if name == NOISE:
+            continue
         assert found["norms"][name] == pytest.approx(norm, rel=tolerance, abs=1e-6), name
 
 
@@ -46,27 +56,23 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(one_batch):
     close(real.summary(*real.train("mmearth_small", real.config("optimizer.accumulate=4"))), one_batch, 2e-5)
 
 
-@pytest.mark.parametrize("mesh", [("data=8",), ("data=2", "fsdp=2", "tensor=2")])
-def test_eight_devices_give_what_one_gives(repository, mesh):
-    """With a series: BatchNorm statistics are those of all devices."""
-
-    def run(devices, *overrides):
-        flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.training.real", "flairhub_small", *overrides],
-            cwd=repository,
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])
-
-    many = run(8, *(f"sharding.{axis}" for axis in mesh))
+def test_eight_devices_give_what_one_gives(repository):
+    """Rows over data and fsdp, parameters over fsdp and tensor; a series, whose BatchNorm counts all devices."""
+    axes = ("sharding.data=2", "sharding.fsdp=2", "sharding.tensor=2")
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.real", "flairhub_small", *axes],
+        cwd=repository,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    many = json.loads(done.stdout.splitlines()[-1])
     assert many["devices"] == 8
-    assert (many["split"] > 0) == (len(mesh) > 1)
-    close(many, run(1), 2e-5)
+    assert many["split"] > 10
+    close(many, real.summary(*real.train("flairhub_small", real.config())), 2e-5)
 
 
 def test_the_state_is_created_in_its_shards():
