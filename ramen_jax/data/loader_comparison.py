@@ -31,9 +31,9 @@ from ramen_jax.data.pipeline import Source, StepSource, measure
 from ramen_jax.data.plan import Plan, PlannedCorpus
 from ramen_jax.data.records import CorpusSpec, Prepared, Sample
 
-EXAMPLES = """  python -m ramen_jax.data.synthetic_layouts --corpus flairhub --output /tmp/flairhub --places 24
-  python -m ramen_jax.prepare --corpus flairhub --source /tmp/flairhub --output /tmp/prepared
-  python -m ramen_jax.data.loader_comparison --source /tmp/flairhub --prepared /tmp/prepared"""
+EXAMPLES = """  python -m ramen_jax.data.synthetic_layouts --corpus flairhub --output flairhub_files --places 24
+  python -m ramen_jax.prepare --corpus flairhub --source flairhub_files --output runs/flairhub
+  python -m ramen_jax.data.loader_comparison --source flairhub_files --prepared runs/flairhub"""
 
 GSDS = tuple(float(gsd) for gsd in range(3, 21))  # of the paper, metres
 ENDLESS = 100_000  # samples of the pretended corpus

@@ -20,6 +20,7 @@ cannot fill its rows, nor meet all draws, in one epoch: several of its epochs ar
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -254,7 +255,7 @@ def _mixture_block(key: int, block: int, counts: tuple[int, ...]) -> tuple[np.nd
     return corpora, earlier
 
 
-class _Stream:
+class _Stream(ABC):
     """The endless rows of one corpus."""
 
     capacity: Capacity
@@ -268,15 +269,17 @@ class _Stream:
         self.names = [m.name for m in corpus.spec.modalities]
         self.dates = [corpus.most_dates(name) for name in self.names]
 
+    @abstractmethod
     def row(self, number: int) -> list[View]:
-        raise NotImplementedError
+        """The views of a row."""
 
     def epoch(self, number: int) -> int:
         """The epoch of a row's first view."""
         return self.row(number)[0].epoch
 
+    @abstractmethod
     def real_token_share(self) -> dict[str, float]:
-        raise NotImplementedError
+        """Share of real tokens in the encoder's and the decoder's rows."""
 
     def summary(self) -> dict[str, object]:
         c = self.corpus

@@ -16,10 +16,10 @@ def run(arguments: list[str] | None = None) -> int:
     parser = console.parser(
         "data.synthetic_layouts",
         "Writes synthetic places in the original on-disk layout of a pretraining corpus.",
-        "  python -m ramen_jax.data.synthetic_layouts --corpus flairhub --output /tmp/flairhub --places 8\n"
-        "  python -m ramen_jax.data.synthetic_layouts --corpus flairhub --variant loader --output /tmp/f --places 8\n"
-        "  python -m ramen_jax.data.synthetic_layouts --corpus mmearth --output /tmp/mmearth --places 40\n"
-        "  python -m ramen_jax.data.synthetic_layouts --corpus worldstrat --output /tmp/worldstrat --places 3",
+        "  python -m ramen_jax.data.synthetic_layouts --corpus flairhub --output flairhub_files --places 8\n"
+        "  python -m ramen_jax.data.synthetic_layouts --corpus flairhub --variant loader --output other --places 8\n"
+        "  python -m ramen_jax.data.synthetic_layouts --corpus mmearth --output mmearth_files --places 40\n"
+        "  python -m ramen_jax.data.synthetic_layouts --corpus worldstrat --output worldstrat_files --places 3",
     )
     parser.add_argument("--corpus", required=True, choices=CORPORA)
     parser.add_argument("--output", required=True, type=Path, help="folder to write, absent or empty")
