@@ -17,7 +17,7 @@ STOPPED_BY_SIGNAL = 143
 
 EXAMPLES = """  python -m ramen_jax.train --config configs/tiny.py --workdir runs/tiny
   python -m ramen_jax.train --config configs/base.py --workdir runs/base --config.optimizer.learning_rate=3e-4
-  python -m ramen_jax.train --config configs/base.py:quicktest --workdir /tmp/quicktest
+  python -m ramen_jax.train --config configs/base.py:quicktest --workdir runs/quicktest
   python -m ramen_jax.train --config configs/tiny.py --print-config          every key with its value, then exit"""
 
 
