@@ -26,6 +26,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from ramen_jax.console import USAGE, UserError
+
 POLICIES = ("reference", "metric", "area")
 
 
@@ -36,14 +38,15 @@ def grid_size(pixels: int, native_gsd: float, target_gsd: float) -> int:
     order of operations, which matters when the quotient is a whole number.
 
     Raises:
-        ValueError: a GSD that is not positive, or a grid that would be empty.
+        UserError: a GSD that is not positive, or a grid that would be empty. A command shows it as one line.
     """
     _check(pixels, native_gsd, target_gsd)
     grid = int(pixels * (native_gsd / target_gsd))
     if grid < 1:
-        raise ValueError(
+        raise UserError(
             f"target GSD {target_gsd:g} m leaves an empty grid: the image is {pixels} px of {native_gsd:g} m, "
-            f"{pixels * native_gsd:g} m across; use a target GSD of at most {pixels * native_gsd:g} m"
+            f"{pixels * native_gsd:g} m across; use a target GSD of at most {pixels * native_gsd:g} m",
+            USAGE,
         )
     return grid
 
@@ -92,15 +95,15 @@ def mask_index(
 def _check(pixels: int, native_gsd: float, target_gsd: float) -> None:
     for name, gsd in (("native", native_gsd), ("target", target_gsd)):
         if not (gsd > 0 and np.isfinite(gsd)):
-            raise ValueError(f"the {name} GSD must be a positive number of metres, found {gsd}")
+            raise UserError(f"the {name} GSD must be a positive number of metres, found {gsd}", USAGE)
     if pixels < 1:
-        raise ValueError(f"an image needs at least one pixel along each axis, found {pixels}")
+        raise UserError(f"an image needs at least one pixel along each axis, found {pixels}", USAGE)
 
 
 def _by_policy(policy: str) -> Callable[[int, int, float, float], np.ndarray]:
     builders = {"reference": _reference, "metric": _metric, "area": _area}
     if policy not in builders:
-        raise ValueError(f"unknown sampling policy '{policy}'; choose one of {', '.join(POLICIES)}")
+        raise UserError(f"unknown sampling policy '{policy}'; choose one of {', '.join(POLICIES)}", USAGE)
     return builders[policy]
 
 
@@ -127,9 +130,10 @@ def _reference(size: int, expected: int, step: float, target_step: float) -> np.
     factor = step / target_step
     first = int(np.floor(size * factor))
     if first < 1:
-        raise ValueError(
+        raise UserError(
             f"{size} samples of {step:g} m resized to {target_step:g} m leave nothing; the reference rule "
-            "truncates, use a smaller target GSD or the sampling policy 'metric'"
+            "truncates, use a smaller target GSD or the sampling policy 'metric'",
+            USAGE,
         )
     matrix = np.eye(size) if first == size else _bilinear(_float32_centres(first, 1.0 / factor), size)
     if first != expected:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramen_jax.console import USAGE, UserError
 from ramen_jax.sampling import POLICIES, down_matrix, grid_size, mask_index, up_matrix
 
 SIZES = st.integers(1, 70)
@@ -29,13 +30,14 @@ def test_grids_of_the_paper(pixels: int, gsd: float, target: float, grid: int) -
 
 @pytest.mark.parametrize("target", [0.0, -3.0, float("nan"), float("inf")])
 def test_a_gsd_is_a_positive_number(target: float) -> None:
-    with pytest.raises(ValueError, match="target GSD must be a positive number of metres"):
+    with pytest.raises(UserError, match="target GSD must be a positive number of metres"):
         grid_size(10, 1.0, target)
 
 
 def test_an_empty_grid_says_what_would_fit() -> None:
-    with pytest.raises(ValueError, match=r"leaves an empty grid.*at most 100 m"):
+    with pytest.raises(UserError, match=r"leaves an empty grid.*at most 100 m") as caught:
         grid_size(10, 10.0, 101.0)
+    assert caught.value.code == USAGE, "a command shows it as one line, not as a traceback"
 
 
 def test_unknown_policy() -> None:
@@ -52,7 +54,7 @@ def test_every_output_is_an_average(pixels: int, gsd: float, target: float, poli
     for build, size in ((down_matrix, (grid, pixels)), (up_matrix, (pixels, grid))):
         before, factor = size[1], gsd / target if build is down_matrix else target / gsd
         if policy == "reference" and int(before * factor) < 1:
-            with pytest.raises(ValueError, match="leave nothing; the reference rule truncates"):
+            with pytest.raises(UserError, match="leave nothing; the reference rule truncates"):
                 build(pixels, gsd, target, grid, policy)
             continue
         matrix = build(pixels, gsd, target, grid, policy)
