@@ -17,8 +17,10 @@ from safetensors.numpy import load_file
 
 import ramen_jax as rj
 from ramen_jax import export
+from ramen_jax.config import TRAPS
 from ramen_jax.console import UserError
-from ramen_jax.interchange.source import Source, read_checkpoint
+from ramen_jax.interchange import torch_weights
+from ramen_jax.interchange.source import Source, describe, read_checkpoint, template
 from tests import exported
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'torch>=2.13,<3'")
@@ -90,6 +92,24 @@ def test_single_files_have_the_official_names(
     assert state["resampler.temperature"].shape == ()
     for name, tensor in state.items():
         np.testing.assert_array_equal(tensor.numpy(), source.tensors[f"encoder.{name}"])
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+@pytest.mark.parametrize(("part", "decoder"), [("encoder", False), ("mae", True)])
+def test_official_classes_load_an_export_strictly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, part: str, decoder: bool
+) -> None:
+    """A model of ours has every key and shape of the official state dicts, none missing and none besides."""
+    monkeypatch.setattr(exchange, "compare", lambda *_: {"passed": True})
+    sizes = json.loads((GOLDEN / "config.json").read_text())["hyperparameters"]
+    traps = {key: values[0] for key, values in TRAPS.items()}
+    description = describe({"mlp_ratio": 4.0, "block_eps": 1e-6, **sizes}, traps, {}, {})
+    trees = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template(description))
+    whole = Source(torch_weights.to_official(*trees), description)
+    written = tmp_path / f"ramen.{suffix}"
+    exchange.export(whole if decoder else Source(whole.encoder, description), written, decoder=decoder)
+    expected = json.loads((GOLDEN.parent / "official_shapes.json").read_text())[part]
+    assert {name: list(t.shape) for name, t in torch_ramen.read_weights(written).items()} == expected
 
 
 def test_import_then_export_gives_the_same_bits(
