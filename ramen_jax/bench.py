@@ -1,14 +1,16 @@
 """`python -m ramen_jax.bench`: time and memory of the real training step on this machine.
 
 Random images in a corpus's geometry, one view per row and no padding, through the very step that training compiles.
-Nothing is read from disk, so the figures are those of the model alone; `--data-only` measures the other half, the
-data pipeline of a configuration without any model.
+Nothing is read from disk, so the figures are those of the model alone; `--data-only` measures the other half: reading,
+planning and packing a prepared corpus as the configuration says, without any model.
 """
 
+import contextlib
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ import numpy as np
 from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError, close_names
+from ramen_jax.data import pipeline
 from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
 from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.training import environment, experiment, optimizer, sharding
@@ -133,6 +136,48 @@ def measure_step(
     }
 
 
+def data_table(config: Any, workdir: str, corpus: str, seconds: float, step_seconds: float) -> Iterator[str]:
+    """The lines of `--data-only`: one core's speed, then the whole pipeline feeding a step of `step_seconds`."""
+    entries = {entry.name: entry for entry in config.corpora}
+    if corpus not in entries:
+        raise UserError(
+            f"no corpus {corpus!r} in this configuration; {close_names(corpus, list(entries))}", USAGE
+        )
+    if not workdir and not entries[corpus].prepared:
+        raise UserError(
+            f"--data-only needs --workdir, or --config.corpora.{corpus}.prepared=DIR, to find the corpus",
+            USAGE,
+        )
+    sources = {corpus: experiment.open_corpus(config, entries[corpus], Path(workdir))}
+    plan = experiment.make_plan(config, sources, config.seed)
+    capacity, real = plan.capacity(corpus), plan.real_token_share(corpus)
+    yield f"corpus             {corpus}, {len(sources[corpus]):,} samples, draw {config.data.draw}"
+    yield (
+        f"step               {capacity.rows} rows of {capacity.decoder_length:,} decoder and "
+        f"{capacity.encoder_length:,} encoder tokens"
+    )
+    yield f"real tokens        {real['decoder']:.1%} decoder, {real['encoder']:.1%} encoder (of an epoch)"
+    recipe = experiment.recipe(config)
+    one = pipeline.measure(plan, sources, seconds, recipe)
+    yield (
+        f"one worker         {one['samples_per_s']:,.1f} samples/s, {one['megabytes_per_s']:,.1f} MB/s of pixels, "
+        f"{one['tokens_per_s']:,.0f} tokens/s"
+    )
+    yield (
+        f"its time           {one['share_read']:.0%} reading, {one['share_plan']:.0%} planning, "
+        f"{one['share_pack']:.0%} packing; {one['seconds'] / one['steps']:.3f} s a step"
+    )
+    workers, prefetch = config.data.workers, config.data.prefetch
+    batches = pipeline.batches(plan, sources, workers=workers, prefetch=prefetch, recipe=recipe)
+    with contextlib.closing(batches):
+        waited = pipeline.share_waited(batches, seconds, step_seconds)
+    yield (
+        f"waiting for data   {waited:.1%} of the time, with {workers or 'no'} worker processes and a step of "
+        f"{step_seconds:g} s, on {len(environment.usable_cores())} cores"
+    )
+    yield f"bad samples        {one['bad']}"
+
+
 def run() -> int:
     """The command."""
     parser = console.parser(
@@ -153,14 +198,24 @@ def run() -> int:
         "--data-only", action="store_true", help="measure the data pipeline instead of the model"
     )
     parser.add_argument(
-        "--workdir", default="", metavar="DIR", help="of the prepared corpora, with --data-only"
+        "--workdir", default="", metavar="DIR", help="--data-only: of a training, to find its prepared corpus"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="--data-only: of each of its two measurements (10)"
+    )
+    parser.add_argument(
+        "--step-seconds", type=float, default=1.0, help="--data-only: time of the training step to be fed (1)"
     )
     arguments, overrides = configuration.parse(parser)
     overrides += [f"data.rows_per_step={arguments.batch}"] if not arguments.data_only else []
     config = configuration.load(arguments.config, overrides)
     if arguments.data_only:
-        for line in experiment.measure_data(config, arguments.workdir, arguments.corpus, arguments.steps):
-            print(line)
+        if arguments.seconds <= 0 or arguments.step_seconds <= 0:
+            raise UserError("--seconds and --step-seconds must be above 0", USAGE)
+        for line in data_table(
+            config, arguments.workdir, arguments.corpus, arguments.seconds, arguments.step_seconds
+        ):
+            print(line, flush=True)
         return 0
     if arguments.target_gsd <= 0:
         raise UserError(

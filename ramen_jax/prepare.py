@@ -160,8 +160,8 @@ def _is_prepared(folder: Path, description: Mapping[str, Any]) -> bool:
             f"{key}: {found.get(key)!r} there, {expected.get(key)!r} asked for" for key in differing
         )
         raise UserError(
-            f"{folder} holds corpus {manifest['name']} prepared with other settings ({changes}); "
-            "delete it or choose another folder"
+            f"{folder} holds corpus {manifest['name']} prepared with other settings ({changes}); ask for the same, or "
+            "prepare what is asked for into another folder (`ramen_jax.prepare --set KEY=VALUE`)"
         )
     return True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -221,7 +221,7 @@ def batches(
     workers: int = 0,
     prefetch: int = 2,
     recipe: Recipe = Recipe(),
-) -> Iterator[StepBatch]:
+) -> Generator[StepBatch, None, None]:
     """The batches of this process from `start_step` on, without end.
 
     Args:
@@ -230,6 +230,7 @@ def batches(
             (workers * prefetch + 2) batches of it.
     """
     worker_start.keep_freed_memory()
+    worker_start.free_shared_memory_silently()
     import grain  # imports JAX, which reading a sample does not need
     from absl import flags
 
@@ -276,6 +277,19 @@ def _plain(batch: StepBatch) -> StepBatch:
 
     images = {name: Images._make(map(own, images)) for name, images in batch.rows.images.items()}
     return batch._replace(rows=Rows._make([*map(own, batch.rows[:-1]), images]))
+
+
+def share_waited(batches: Iterator[StepBatch], seconds: float, step_seconds: float) -> float:
+    """Share of the time that a step of `step_seconds` waits for its batch, after a first batch that is not counted."""
+    next(batches)
+    time.sleep(step_seconds)
+    began, waited = time.perf_counter(), 0.0
+    while time.perf_counter() - began < seconds:
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+        time.sleep(step_seconds)
+    return waited / (time.perf_counter() - began)
 
 
 def measure(

@@ -60,6 +60,17 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
+def free_shared_memory_silently() -> None:
+    """Stops the warning about shared memory at the end of a program. Call it before any process is started.
+
+    Batches that lie ready when the program ends are freed by Python's resource tracker, a process of its own that
+    takes the warning filters of this one when it starts. It would report each of them as leaked.
+    """
+    quiet = "ignore:resource_tracker"
+    if quiet not in sys.warnoptions:
+        sys.warnoptions.append(quiet)
+
+
 if __name__ == "__mp_main__":
     keep_freed_memory()
     for threads in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):

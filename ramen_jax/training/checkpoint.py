@@ -1,8 +1,8 @@
 """Checkpoints of a run: written in the background, restored strictly, never trusted blindly.
 
 A checkpoint is a folder {workdir}/checkpoints/{step} with the Orbax items params, statistics, opt_state and meta
-(JSON: step, config, recipe, sensors, data fingerprints, the tree's shapes and dtypes, clock). `step` counts the steps
-done. Beside them, {workdir}/checkpoint_files/{step}.json lists the files and their sizes once a checkpoint is
+(JSON: step, config, recipe, sensors, data fingerprints, plan, the tree's shapes and dtypes, clock). `step` counts the
+steps done. Beside them, {workdir}/checkpoint_files/{step}.json lists the files and their sizes once a checkpoint is
 complete, so that a truncated one is recognised, set aside, and the previous one used.
 """
 
@@ -133,9 +133,9 @@ class Checkpoints:
     def restore_latest(self, abstract: State, meta: Mapping[str, Any]) -> tuple[State, dict[str, Any]] | None:
         """The newest complete checkpoint as (state, meta), or None when there is none yet.
 
-        `abstract`: shapes, dtypes and shardings of the state wanted here, on any number of devices. `meta`: "sensors"
-        and "fingerprints" of this run. A checkpoint that differs in tree, shape, dtype, sensors or fingerprints raises
-        UserError with the differences; a damaged one is set aside for the one before it, saying so.
+        `abstract`: shapes, dtypes and shardings of the state wanted here, on any number of devices. `meta`: "sensors",
+        "fingerprints" and "plan" of this run. A checkpoint that differs in any of these, or in tree, shape or dtype,
+        raises UserError with the differences; a damaged one is set aside for the one before it, saying so.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -241,9 +241,9 @@ def _first_line(error: Exception) -> str:
 
 
 def refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """UserError listing what differs in tree, sensors and fingerprints between a checkpoint and this run."""
+    """UserError listing what differs in tree, sensors, fingerprints and plan between a checkpoint and this run."""
     lines: list[str] = []
-    for group in ("tree", "sensors", "fingerprints"):
+    for group in ("tree", "sensors", "fingerprints", "plan"):
         ours, theirs = _leaves(wanted.get(group, {})), _leaves(found.get(group, {}))
         for name in sorted(ours.keys() | theirs.keys()):
             if name not in theirs:

@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ramen_jax.config import plain
-from ramen_jax.console import DATA, USAGE, UserError, close_names
+from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.data import pipeline, synthetic_earth
 from ramen_jax.data.plan import Plan, PlannedCorpus
 from ramen_jax.data.records import CorpusSpec, Prepared, read_manifest
@@ -45,7 +45,7 @@ def build(config: ConfigDict, workdir: Path) -> Job:
     """Prepares what is not prepared yet and plans the training. Opens no image. Raises UserError."""
     if not config.corpora:
         raise UserError("config.corpora is empty: a training needs at least one corpus", USAGE)
-    sources = {entry.name: _open(config, entry, workdir) for entry in config.corpora}
+    sources = {entry.name: open_corpus(config, entry, workdir) for entry in config.corpora}
     for name, source in sources.items():
         for modality in source.spec.modalities:
             try:
@@ -58,6 +58,7 @@ def build(config: ConfigDict, workdir: Path) -> Job:
         model=ramen(config),
         sensors={name: _sensors(source.spec) for name, source in sources.items()},
         fingerprints={name: source.spec.fingerprint for name, source in sources.items()},
+        plan=plan.summary(),
         batches=lambda start: _batches(config, plan, sources, start),
         steps=config.train.steps or max(1, round(config.train.epochs * steps_per_epoch)),
         steps_per_epoch=steps_per_epoch,
@@ -118,7 +119,7 @@ def _validation(config: ConfigDict, workdir: Path) -> Any:
     for entry in config.corpora:
         folder = _prepare(config, entry, workdir)
         if "val" in read_manifest(folder)["splits"]:
-            source = _open(config, entry, workdir, split="val")
+            source = open_corpus(config, entry, workdir, split="val")
             plan = make_plan(config, {entry.name: source}, config.seed + VALIDATION_SEED)
             share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
             options = {"recipe": recipe(config, training=False), **share}
@@ -135,7 +136,8 @@ def _prepare(config: ConfigDict, entry: ConfigDict, workdir: Path) -> Path:
     return prepare({**plain(entry), "options": {**options, **plain(entry.options)}}, folder)
 
 
-def _open(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "train") -> Prepared:
+def open_corpus(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "train") -> Prepared:
+    """A split of a corpus of the configuration, prepared first if need be. Raises UserError."""
     folder = _prepare(config, entry, workdir)
     try:
         source = Prepared(folder, split, statistics=config.traps.statistics)
@@ -163,20 +165,3 @@ def _trap_sensor(config: ConfigDict, found: Sensor) -> Sensor:
 
 def _sensors(spec: CorpusSpec) -> dict[str, Sensor]:
     return {modality.name: modality.sensor for modality in spec.modalities}
-
-
-def measure_data(config: ConfigDict, workdir: str, corpus: str, seconds: float) -> Iterator[str]:
-    """Lines with the speed of the data pipeline of one corpus of the configuration, on one core."""
-    entries = {entry.name: entry for entry in config.corpora}
-    if corpus not in entries:
-        raise UserError(
-            f"no corpus {corpus!r} in this configuration; {close_names(corpus, list(entries))}", USAGE
-        )
-    if not workdir and not entries[corpus].prepared:
-        raise UserError(
-            "--data-only needs --workdir, or config.corpora.*.prepared, to find the corpus", USAGE
-        )
-    sources = {corpus: _open(config, entries[corpus], Path(workdir))}
-    figures = pipeline.measure(make_plan(config, sources, config.seed), sources, seconds, recipe(config))
-    for name, value in figures.items():
-        yield f"{name:<18} {value:,.4g}" if isinstance(value, float) else f"{name:<18} {value:,}"

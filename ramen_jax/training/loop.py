@@ -21,7 +21,7 @@ from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.data.pipeline import StepBatch
-from ramen_jax.training import checkpoint, environment, optimizer, sharding
+from ramen_jax.training import checkpoint, environment, optimizer, sharding, start
 from ramen_jax.training.metrics import Clock, Metrics
 from ramen_jax.training.step import (
     Model,
@@ -42,6 +42,7 @@ class Job(NamedTuple):
     model: Model
     sensors: Mapping[str, Mapping[str, Any]]  # corpus -> modality -> Sensor
     fingerprints: Mapping[str, str]  # corpus -> of its prepared data
+    plan: Mapping[str, Any]  # what the batches follow from (`Plan.summary`); equal plans give equal batches
     batches: Callable[[int], Iterable[StepBatch]]  # start step -> batches, without end
     steps: int  # length of the training
     steps_per_epoch: float
@@ -128,7 +129,11 @@ class _Run:
         abstract = abstract_state(self.job.model, self.optimizer, self.shardings)
         found = self.checkpoints.restore_latest(abstract, self.identity())
         if found is None:
-            return create_state(self.job.model, self.optimizer, self.shardings), 0, {}
+            state = create_state(self.job.model, self.optimizer, self.shardings)
+            if self.config.train.start_from:
+                state, told = start.begin_with(state, Path(self.config.train.start_from), self.config)
+                self.checkpoints.note(told)
+            return state, 0, {}
         state, meta = found
         self.checkpoints.note(f"resuming from {self.checkpoints.folder / str(meta['step'])}")
         return state, meta["step"], meta["clock"]
@@ -137,7 +142,7 @@ class _Run:
         """Steps `start` to `end` - 1. Returns the number of steps done, which is less after SIGTERM."""
         config = self.config
         step = start
-        for batch in self.job.batches(start):
+        for batch in self.clock.waiting(self.job.batches(start)):
             step = batch.step
             self.count_bad(batch)
             if step not in config.train.skip_steps:
@@ -282,7 +287,11 @@ class _Run:
             corpus: {name: sensor.to_dict() for name, sensor in modalities.items()}
             for corpus, modalities in self.job.sensors.items()
         }
-        return {"sensors": sensors, "fingerprints": dict(self.job.fingerprints)}
+        return {
+            "sensors": sensors,
+            "fingerprints": dict(self.job.fingerprints),
+            "plan": dict(self.job.plan),
+        }
 
     def place(self, value: np.generic) -> jax.Array:
         return jax.device_put(value, sharding.replicated(self.mesh))

@@ -5,9 +5,11 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Batch = TypeVar("Batch")
 
 WARMING_STEPS = 2  # the first steps of a process compile or fill queues: they stay out of the rates
 
@@ -98,11 +100,23 @@ class Clock:
         self.core_seconds: dict[str, float] = dict((saved or {}).get("core_seconds", {}))
         self._ticks = 0
         self._last = time.monotonic()
-        self._window: deque[tuple[float, float, float, float]] = deque(maxlen=window)
+        self._waited = 0.0
+        self._window: deque[tuple[float, ...]] = deque(maxlen=window)
 
     def saved(self) -> dict[str, Any]:
         """What the checkpoint keeps."""
         return {"core_seconds": dict(self.core_seconds)}
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the time that each of them takes to arrive counts as waiting for data."""
+        arriving = iter(batches)
+        while True:
+            began = time.monotonic()
+            batch = next(arriving, None)
+            self._waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
 
     def tick(self, views: float, tokens: float, padded: float) -> float:
         """Ends a step that trained `views` views, `tokens` real tokens, `padded` including padding. Returns seconds."""
@@ -111,24 +125,31 @@ class Clock:
         self.core_seconds[self.kind] = self.core_seconds.get(self.kind, 0.0) + seconds * self.devices
         self._ticks += 1
         if self._ticks > WARMING_STEPS:
-            self._window.append((seconds, views, tokens, padded))
+            self._window.append((seconds, views, tokens, padded, min(self._waited, seconds)))
+        self._waited = 0.0
         return seconds
 
     def pause(self) -> float:
         """What happened since the last tick (compilation, validation) is no step. Returns its seconds."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
+        self._waited = 0.0
         return seconds
 
     def rates(self) -> dict[str, float]:
-        """views/s, tokens/s real and with padding, and seconds per step over the last steps; empty at first."""
+        """views/s, tokens/s real and with padding, seconds per step, over the last steps; empty at first.
+
+        `data_wait_share`: of that time, how much the host waited for its next batch. A device still busy with the
+        step before loses less.
+        """
         seconds = sum(entry[0] for entry in self._window)
         if not seconds:
             return {}
         names = ("samples_per_second", "tokens_per_second", "padded_tokens_per_second")
         sums = (sum(entry[index] for entry in self._window) for index in (1, 2, 3))
         rates = {name: total / seconds for name, total in zip(names, sums, strict=True)}
-        return {**rates, "step_seconds": seconds / len(self._window)}
+        waited = sum(entry[4] for entry in self._window)
+        return {**rates, "step_seconds": seconds / len(self._window), "data_wait_share": waited / seconds}
 
     def line(self, loss: float) -> str:
         """`loss 0.93 · 41 samples/s · 30,000 tokens/s (97 % real)`; the progress bar adds the time left."""

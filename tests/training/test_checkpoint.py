@@ -82,6 +82,10 @@ def test_nothing_left_is_an_error_not_a_new_start(tmp_path):
     [
         ({"fingerprints": {"toy": "other"}}, ["fingerprints toy: abc in the checkpoint, expected other"]),
         ({"sensors": {"toy": {}}}, ["sensors toy s2 gsd", "unknown to this run"]),
+        (
+            {"plan": {"seed": 0, "corpora": {"toy": {"rows_per_step": 4}}}},
+            ["plan corpora toy rows_per_step: 8 in the checkpoint, expected 4"],
+        ),
     ],
 )
 def test_other_data_is_refused(tmp_path, change, words):

@@ -97,6 +97,7 @@ def job(steps: int = 30, **options) -> loop.Job:
         model=model(),
         sensors={"toy": {"s2": sensor("sentinel2_l2a")}},
         fingerprints={"toy": "abc"},
+        plan={"seed": 0, "corpora": {"toy": {"rows_per_step": 8}}},
         batches=lambda start: batches(start, **options),
         steps=steps,
         steps_per_epoch=10,
