@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from ramen_jax.data import packing, records
 from ramen_jax.data.batch import Rows
 from ramen_jax.data.records import CorpusSpec, ModalitySpec, Sample
 from ramen_jax.interchange import torch_weights
+from ramen_jax.interchange.folder import is_folder, read_folder
 from ramen_jax.model.attention import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
 from ramen_jax.model.encoder import RamenEncoder
 from ramen_jax.model.resampler import EXPERTS
@@ -280,7 +280,7 @@ def load(path: str | Path) -> Model:
         UserError: nothing there, a damaged checkpoint, or weights that do not fit; keys are listed.
     """
     path = Path(path)
-    if path.is_dir() and (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+    if is_folder(path):
         return _load_exported(path)
     # Orbax is slow to import and an exported folder does not need it.
     from ramen_jax.training import checkpoint
@@ -302,11 +302,8 @@ def load(path: str | Path) -> Model:
 
 
 def _load_exported(folder: Path) -> Model:
-    from safetensors.numpy import load_file
-
-    description = json.loads((folder / "config.json").read_text())
+    tensors, description = read_folder(folder)
     config, traps = ConfigDict(description["model"]), ConfigDict(description["traps"])
-    tensors = torch_weights.prefixed(load_file(folder / "model.safetensors"))
     tensors = {name: array for name, array in tensors.items() if name.startswith("encoder.")}
     _, params, statistics = split_encoder(config, traps)
     template = ({"encoder": nnx.to_pure_dict(params)}, {"encoder": nnx.to_pure_dict(statistics)})
@@ -315,7 +312,9 @@ def _load_exported(folder: Path) -> Model:
     except ValueError as error:
         raise UserError(f"{folder / 'model.safetensors'}: {error}") from error
     sensors = {name: Sensor.from_dict(entry) for name, entry in description["sensors"].items()}
-    facts = {key: description[key] for key in ("recipe", "step", "fingerprints") if key in description}
+    facts: dict[str, Any] = {
+        key: description[key] for key in ("recipe", "step", "fingerprints") if key in description
+    }
     return Model(config, traps, sensors, {**facts, "source": str(folder)}, params, statistics)
 
 

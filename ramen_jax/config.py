@@ -87,6 +87,9 @@ def default() -> ConfigDict:
     config.train.epochs = 100.0  # passes over the corpora; ignored when train.steps > 0
     config.train.steps = 0  # length of the training, steps; 0: from train.epochs
     config.train.stop_at = 0  # stop (and save) at this step without changing the schedule; 0: at the end
+    config.train.start_from = (
+        ""  # weights to begin with: a workdir or an exported folder; optimizer, step and data begin anew
+    )
     config.train.skip_steps = ()  # steps to leave out, e.g. one whose loss was not finite
 
     config.validation = ConfigDict()
@@ -260,8 +263,16 @@ def plain(value: Any) -> Any:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Lines `key: OLD -> NEW` where two plain() configurations differ in a key that changes the numbers of a run."""
-    old, new = dict(flat(plain(theirs))), dict(flat(plain(ours)))
+    """Lines `key: OLD -> NEW` where two plain() configurations differ in a key that changes the numbers of a run.
+
+    A key that did not exist yet when `theirs` was written had its default.
+    """
+    known = {
+        key: value
+        for key, value in flat(plain(default()))
+        if key != "corpora" and not key.startswith("traps.")
+    }
+    old, new = {**known, **dict(flat(plain(theirs)))}, dict(flat(plain(ours)))
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if any(key == ignored or key.startswith(ignored + ".") for ignored in EXECUTION_KEYS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file
 
 from ramen_jax import __version__, api
 from ramen_jax.console import DATA, UserError
 from ramen_jax.interchange import torch_weights
+from ramen_jax.interchange.folder import is_folder, read_folder
 from ramen_jax.model.mae import RamenMAE
 from ramen_jax.model.temporal import BatchStatistic
 from ramen_jax.sensors import Sensor
@@ -55,9 +54,8 @@ def read_checkpoint(path: Path, decoder: bool) -> Source:
     Raises:
         UserError: no checkpoint, or a decoder that has no official form (recipe `fixed` gives it embeddings).
     """
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        tensors = torch_weights.prefixed(load_file(path / "model.safetensors"))
-        source = Source(tensors, json.loads((path / "config.json").read_text()))
+    if is_folder(path):
+        source = Source(*read_folder(path))
         if not decoder:
             source.tensors = source.encoder
         elif source.tensors.keys() == source.encoder.keys():

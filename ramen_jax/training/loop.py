@@ -21,7 +21,7 @@ from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.data.pipeline import StepBatch
-from ramen_jax.training import checkpoint, environment, optimizer, sharding, start
+from ramen_jax.training import checkpoint, environment, initial, optimizer, sharding
 from ramen_jax.training.metrics import Clock, Metrics
 from ramen_jax.training.step import (
     Model,
@@ -131,7 +131,7 @@ class _Run:
         if found is None:
             state = create_state(self.job.model, self.optimizer, self.shardings)
             if self.config.train.start_from:
-                state, told = start.begin_with(state, Path(self.config.train.start_from), self.config)
+                state, told = initial.begin_with(state, Path(self.config.train.start_from), self.config)
                 self.checkpoints.note(told)
             return state, 0, {}
         state, meta = found

@@ -1,0 +1,44 @@
+"""An exported folder: model.safetensors under the official names, config.json with everything else.
+
+Needs neither PyTorch nor JAX.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ramen_jax.console import UserError
+from ramen_jax.interchange.torch_weights import prefixed
+
+DESCRIBED = ("model", "traps", "sensors")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is an exported folder at `path`."""
+    return (path / "config.json").is_file() and (path / "model.safetensors").is_file()
+
+
+def read_folder(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors, named `encoder.*` (and `decoder.*`), and the description.
+
+    Raises:
+        UserError: one of the two files is damaged or says too little.
+    """
+    settings, weights = path / "config.json", path / "model.safetensors"
+    try:
+        description = json.loads(settings.read_text())
+    except ValueError as error:
+        raise UserError(f"{settings} is not readable JSON ({error}); export the folder again") from error
+    missing = [key for key in DESCRIBED if key not in description]
+    if missing:
+        raise UserError(f"{settings} lacks {', '.join(missing)}; expected a folder that export wrote")
+    try:
+        return prefixed(load_file(weights)), description
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} cannot be read ({error}); export the folder again") from error
