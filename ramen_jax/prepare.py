@@ -13,6 +13,7 @@ import fcntl
 import io
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,14 @@ def prepare(
         rejected: list[BadItem] = []
         if unpack_to is not None:
             rejected = unpack(find_archives(source), Path(unpack_to))
+            for item in rejected:
+                print(f"WARNING: {item}", file=sys.stderr)
             source = Path(unpack_to).absolute()
         _build(
             description, source, folder, rejected, workers or os.cpu_count() or 1, _beam(runner, beam_options)
         )
+    for sentence in records.read_manifest(folder)["warnings"]:
+        print(f"WARNING: {description['name']}: {sentence}", file=sys.stderr)
     return folder
 
 

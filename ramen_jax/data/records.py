@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
+from ramen_jax.console import UserError
 from ramen_jax.sensors import Sensor
 
 FORMAT = 1
@@ -311,7 +312,7 @@ class Prepared(Sequence[Sample]):
             if found != shard["bytes"]:
                 raise ValueError(
                     f"{path}: {'missing' if found is None else f'{found} bytes'}, "
-                    f"the manifest says {shard['bytes']} bytes; run prepare again"
+                    f"the manifest says {shard['bytes']} bytes; delete the folder and prepare it again"
                 )
         self._ends = np.cumsum([shard["samples"] for shard in entry["shards"]])
         self._ids = inside(self.folder, entry["ids"]["file"])
@@ -385,24 +386,26 @@ class Prepared(Sequence[Sample]):
         for file in [*entry["shards"], entry["ids"]]:
             if file_hash(inside(self.folder, file["file"])) != file["sha256"]:
                 raise ValueError(
-                    f"{self.folder / file['file']}: content differs from its sha256 in the manifest; run prepare again"
+                    f"{self.folder / file['file']}: content differs from its sha256 in the manifest; "
+                    "delete the folder and prepare it again"
                 )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a prepared corpus, its fingerprint checked. Errors: ValueError naming the file."""
+    """manifest.json of a prepared corpus, its fingerprint checked. Errors: UserError naming the file."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{path}: missing; `python -m ramen_jax.prepare --output {folder}` writes it")
+        raise UserError(f"{path}: missing; `python -m ramen_jax.prepare --output {folder}` writes it")
     try:
         manifest = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+        raise UserError(f"{path}: not JSON ({error})") from error
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}")
+        raise UserError(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}")
     if manifest.get("fingerprint") != fingerprint(manifest):
-        raise ValueError(
-            f"{path}: its fingerprint no longer matches its content, it was edited; run prepare again"
+        raise UserError(
+            f"{path}: its fingerprint no longer matches its content, it was edited; "
+            "delete the folder and prepare it again"
         )
     return manifest
 

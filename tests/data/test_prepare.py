@@ -323,7 +323,7 @@ def test_the_command_speaks_in_one_line(folder, description, tmp_path):
     assert stderr.count("\n") == 1
 
 
-def test_implausible_values_are_warned_of(rasters, tmp_path):
+def test_implausible_values_are_warned_of(rasters, tmp_path, capsys):
     source = Path(rasters["source"])
     for place in (0, 3):
         with rasterio.open(source / f"p{place}.tif", "r+") as file:
@@ -332,6 +332,7 @@ def test_implausible_values_are_warned_of(rasters, tmp_path):
     (sentence,) = records.read_manifest(output)["warnings"]
     assert "band dsm has mean 20" in sentence
     assert "-500 to 9000 is plausible" in sentence
+    assert f"WARNING: places: {sentence}\n" in capsys.readouterr().err
 
 
 def test_two_processes_prepare_once(description, folder, tmp_path):
@@ -367,7 +368,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
-def test_archives_stay_inside(rasters, tmp_path, name):
+def test_archives_stay_inside(rasters, tmp_path, name, capsys):
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     pack(Path(rasters["source"]), downloads / name)
@@ -382,6 +383,7 @@ def test_archives_stay_inside(rasters, tmp_path, name):
     assert any("member ../outside.tif leads outside" in cause for cause in causes)
     assert any("member rasters/link.tif is a link" in cause for cause in causes)
     assert any("cannot be unpacked" in cause for cause in causes)
+    assert "leads outside the folder it is unpacked into" in capsys.readouterr().err
     assert not (tmp_path / "outside.tif").exists()
     assert sorted(path.name for path in (tmp_path / "unpacked").rglob("*") if path.is_file()) == [
         "p0.tif", "p1.tif", "p2.tif", "p3.tif",

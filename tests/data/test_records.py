@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
+from ramen_jax.console import UserError
 from ramen_jax.data import records
 from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Prepared, Sample
 from ramen_jax.sensors import Band, Sensor
@@ -195,7 +196,7 @@ def test_statistics_follow_the_variant(tmp_path):
 
 
 def test_wrong_folders_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest.json: missing"):
+    with pytest.raises(UserError, match=r"manifest.json: missing"):
         Prepared(tmp_path)
     write_prepared(tmp_path)
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
@@ -208,10 +209,10 @@ def test_edited_manifest_is_refused(tmp_path):
     manifest = write_prepared(tmp_path)
     manifest["statistics"]["s2"]["all"]["pooled"]["mean"][0] = 11.0
     records.write_json(tmp_path / records.MANIFEST, manifest)
-    with pytest.raises(ValueError, match="fingerprint no longer matches"):
+    with pytest.raises(UserError, match="fingerprint no longer matches"):
         Prepared(tmp_path)
     (tmp_path / records.MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         Prepared(tmp_path)
 
 

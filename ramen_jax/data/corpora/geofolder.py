@@ -9,7 +9,7 @@
       s2:
         sensor: sentinel2_l2a
         pattern: "S2/{id}_{date}.tif"   # {date}: YYYYMMDD or YYYY-MM-DD, makes it a time series
-        nodata: 0                   # optional, default the sensor's
+        nodata: 0                   # optional, default the file's own tag, then the sensor's
         dtype: uint16               # optional, default the file's; needed to store float64 files (as float32)
         add: {"433D_*": -1000}      # optional: added to the stored values of the places matching the pattern
         # optional: physical = stored * scale + offset, default the sensor's
@@ -54,6 +54,7 @@ class _Layer:
     pattern: str
     dtype: str | None
     add: tuple[tuple[str, float], ...]
+    declared_nodata: bool
 
     @property
     def series(self) -> bool:
@@ -189,7 +190,8 @@ class Geofolder(Corpus):
                 )
             frames.append(window)
         dates = [day_of_year(date.replace("-", ""), path) if date else 0 for date in rasters]
-        image = make_image(_cast(np.stack(frames), spec.dtype, layer, path), dates, layer.sensor.nodata, path)
+        values = _cast(np.stack(frames), spec.dtype, layer, path)
+        image = make_image(values, dates, _nodata(layer, rasters, path), path)
         if layer.added(place):
             image.values = _add(image, layer.added(place), path)
         return image
@@ -218,7 +220,12 @@ def _layer(name: str, values: Any, own: Mapping[str, Sensor], corpus: str) -> _L
     if not isinstance(add, dict):
         raise UserError(f"{where}: add must map place patterns to numbers, found {add!r}", USAGE)
     return _Layer(
-        name, dataclasses.replace(chosen, **changes), pattern, values.get("dtype"), tuple(add.items())
+        name,
+        dataclasses.replace(chosen, **changes),
+        pattern,
+        values.get("dtype"),
+        tuple(add.items()),
+        "nodata" in values,
     )
 
 
@@ -242,6 +249,19 @@ def _find(source: Path, layer: _Layer) -> dict[str, dict[str, Path]]:
         place: dict(sorted(files.items(), key=lambda entry: entry[0].replace("-", "")))
         for place, files in sorted(found.items())
     }
+
+
+def _nodata(layer: _Layer, rasters: Mapping[str, Raster], path: Path) -> float | None:
+    """The stored value without a measurement: the description's, or that of the files' tags, or the sensor's."""
+    tags = {str(raster.nodata): raster.nodata for raster in rasters.values()}
+    if layer.declared_nodata or set(tags) == {"None"}:
+        return layer.sensor.nodata
+    if len(tags) > 1:
+        raise BadItem(
+            path,
+            f"the dates of {layer.name} differ in their no-data value ({', '.join(tags)}); declare `nodata`",
+        )
+    return next(iter(tags.values()))
 
 
 def _cast(values: np.ndarray, dtype: str, layer: _Layer, path: Path) -> np.ndarray:

@@ -19,11 +19,12 @@ from ramen_jax.data.corpora import BadItem
 
 @dataclass(frozen=True)
 class Raster:
-    """Pixels [bands, H, W] in the file's dtype, and where they lie (crs None = not georeferenced)."""
+    """Pixels [bands, H, W] in the file's dtype, where they lie (crs None = not georeferenced), its no-data tag."""
 
     values: np.ndarray
     crs: str | None
     transform: Affine
+    nodata: float | None
 
     def location(self, row: float, col: float) -> tuple[float, float] | None:
         """(longitude, latitude) in degrees of a pixel position, or None without georeference."""
@@ -35,13 +36,13 @@ class Raster:
 
 
 def read_raster(path: Path) -> Raster:
-    """All bands of a file, no-data tags ignored. Raises BadItem when it is missing, truncated or no raster."""
+    """All bands of a file, its no-data tag told but not applied. Raises BadItem: missing, truncated or no raster."""
     if not path.is_file():
         raise BadItem(path, "no such file")
     try:
         with _quiet(), rasterio.open(path) as file:
             crs = file.crs.to_string() if file.crs else None
-            return Raster(file.read(), crs, file.transform)
+            return Raster(file.read(), crs, file.transform, file.nodata)
     except (rasterio.errors.RasterioError, OSError) as error:
         # rasterio's sentence may only say "see previous exception"; the cause then holds GDAL's own.
         raise BadItem(

@@ -106,6 +106,39 @@ def test_nodata_is_marked_and_a_dark_band_is_not(tmp_path, source):
     assert image.valid.sum() == 63
 
 
+def test_the_file_s_own_no_data_tag_counts_unless_the_description_has_one(tmp_path, source):
+    values = pixels(0)
+    values[:, 2, 3] = 77
+    values[:, 4, 4] = 0
+    write(source / "eye/p0.tif", values, nodata=77)
+
+    def missing(**declared):
+        modalities = {"eye": {"sensor": "eye", "pattern": "eye/{id}.tif", **declared}}
+        image = (
+            open_corpus(describe(tmp_path, modalities=modalities), source)
+            .read("p0", "train")[0]
+            .images["eye"]
+        )
+        return [] if image.valid is None else np.argwhere(~image.valid[0]).tolist()
+
+    assert missing() == [[2, 3]]
+    assert missing(nodata=0) == [[4, 4]]
+    assert missing(nodata=None) == []
+    write(source / "eye/p0.tif", np.full_like(values, 77), nodata=77)
+    with pytest.raises(BadItem, match="no valid pixel"):
+        missing()
+
+
+def test_dates_must_agree_on_no_data(tmp_path):
+    root = tmp_path / "source"
+    for day, tag in (("20200105", 77), ("20200301", 78)):
+        write(root / f"a_{day}.tif", pixels(len(day)), nodata=tag)
+    modalities = {"eye": {"sensor": "eye", "pattern": "{id}_{date}.tif"}}
+    corpus = open_corpus(describe(tmp_path, modalities=modalities, crop=None), root)
+    with pytest.raises(BadItem, match=r"differ in their no-data value \(77.0, 78.0\)"):
+        corpus.read("a", "train")
+
+
 def test_added_offset_is_declared_per_place(tmp_path, source):
     values = pixels(1) + np.uint16(1000)
     values[:, 0, 0] = 0
