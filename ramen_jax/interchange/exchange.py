@@ -26,7 +26,7 @@ from ramen_jax import api
 from ramen_jax.config import TRAPS
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.interchange import model_card, torch_ramen, torch_weights
-from ramen_jax.interchange.source import Source, decoder_sizes, describe, template
+from ramen_jax.interchange.source import Source, decoder_sizes, departures, describe, template
 from ramen_jax.sensors import Sensor, load_sensors
 
 TOLERANCE = 1e-4
@@ -232,6 +232,7 @@ def export(
                 f"{worst['corpus']}, more than {TOLERANCE:g}; nothing was written",
                 DATA,
             )
+        report["official_code_differs_in"] = departures(source.description, decoder)
         text = json.dumps(report, indent=1) + "\n"
         if single:
             weights.replace(output)

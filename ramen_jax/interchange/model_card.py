@@ -59,6 +59,11 @@ def render(
             for corpus, values in description.get("target_gsds", {}).items()
         ),
         f"| PyTorch against JAX | {parity['worst']:.1e}, worst of {len(parity['runs'])} (parity.json) |",
+        *(
+            f"| the official code runs these weights, but with its own behaviour | {', '.join(others)} |"
+            for others in [parity.get("official_code_differs_in")]
+            if others
+        ),
         f"| written by | {description['written_by']} |",
         "",
         "## Sensors",

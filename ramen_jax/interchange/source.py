@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ramen_jax import __version__, api
+from ramen_jax.config import TRAPS
 from ramen_jax.console import DATA, UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.folder import is_folder, read_folder
@@ -52,7 +53,7 @@ def read_checkpoint(path: Path, decoder: bool) -> Source:
     """A training's checkpoint, or a folder written by this command.
 
     Raises:
-        UserError: no checkpoint, or a decoder that has no official form (recipe `fixed` gives it embeddings).
+        UserError: no checkpoint, or a decoder that has no official form (`fixed` adds a modality embedding to it).
     """
     if is_folder(path):
         source = Source(*read_folder(path))
@@ -64,6 +65,12 @@ def read_checkpoint(path: Path, decoder: bool) -> Source:
     from ramen_jax.training import checkpoint
 
     loaded = checkpoint.load(path)
+    if decoder and "modality_embedding" in loaded.params.get("decoder", {}):
+        raise UserError(
+            f"{path}: its decoder adds a learnt embedding of each modality (traps.modality_embedding is 'bands'), "
+            "for which the official decoder has no place; export the encoder alone, without --decoder",
+            DATA,
+        )
     sides = ("encoder", "decoder") if decoder else ("encoder",)
     params = {side: loaded.params[side] for side in sides}
     try:
@@ -100,6 +107,16 @@ def describe(
         **facts,
         "written_by": f"ramen_jax {__version__}",
     }
+
+
+def departures(description: Mapping[str, Any], decoder: bool) -> list[str]:
+    """What these weights were trained to compute otherwise than the official code does, as sentences' parts."""
+    keys = ("sampling", "missing", "time_mask", "encodings", *(("target",) if decoder else ()))
+    return [
+        f"{key} {description['traps'][key]} (official: {TRAPS[key][0]})"
+        for key in keys
+        if description["traps"].get(key, TRAPS[key][0]) != TRAPS[key][0]
+    ]
 
 
 def decoder_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

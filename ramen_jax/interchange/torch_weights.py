@@ -2,8 +2,8 @@
 
 `to_official` and `from_official` are exact: every tensor is copied, transposed or sliced, never computed, so a
 round trip returns the same bits. Names, layouts and BatchNorm buffers follow the official state dict
-(`encoder.*`, `decoder.*`). Parameters that the official model does not have (the modality embedding of recipe
-`fixed`) travel under `extra.*` only when asked for.
+(`encoder.*`, `decoder.*`). A parameter that the official model does not have (the decoder's modality embedding, part of
+recipe `fixed`) is an error: without it the decoder would compute something else.
 
 Parameters are nested dicts of numpy arrays here, as `nnx.to_pure_dict` gives them.
 """

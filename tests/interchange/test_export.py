@@ -21,6 +21,7 @@ from ramen_jax.config import TRAPS
 from ramen_jax.console import UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.source import Source, describe, read_checkpoint, template
+from ramen_jax.training import checkpoint
 from tests import exported
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'torch>=2.13,<3'")
@@ -67,7 +68,15 @@ def test_a_folder_holds_everything_and_agrees_with_jax(source: Source, tmp_path:
     ]
     assert left_behind(tmp_path) == ["tiny"]
     card = (folder / "README.md").read_text()
-    for fact in ("fixed", "`abc`", "B8A (865.0)", "MADOS mIoU", "20, 40 m"):
+    assert "sampling area (official: reference)" in report["official_code_differs_in"]
+    for fact in (
+        "fixed",
+        "missing excluded (official: zeros)",
+        "`abc`",
+        "B8A (865.0)",
+        "MADOS mIoU",
+        "20, 40 m",
+    ):
         assert fact in card
     pixels = np.random.default_rng(0).integers(500, 3000, (2, 12, 16, 16)).astype(np.int16)
     ours = rj.load(folder).encode({"s2": rj.Image(pixels, [10, 200])}, 40).maps["s2"]
@@ -110,6 +119,15 @@ def test_official_classes_load_an_export_strictly(
     exchange.export(whole if decoder else Source(whole.encoder, description), written, decoder=decoder)
     expected = json.loads((GOLDEN.parent / "official_shapes.json").read_text())[part]
     assert {name: list(t.shape) for name, t in torch_ramen.read_weights(written).items()} == expected
+
+
+def test_a_decoder_the_official_code_cannot_run_is_refused(tmp_path: Path) -> None:
+    """The modality embedding has no official place. Every other trap is behaviour and no tensor."""
+    loaded = {"encoder": {}, "decoder": {"modality_embedding": {"kernel": np.zeros((2, 2))}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "load", lambda path: checkpoint.Loaded(loaded, {}, {}, path))
+        with pytest.raises(UserError, match="without --decoder"):
+            read_checkpoint(tmp_path, decoder=True)
 
 
 def test_import_then_export_gives_the_same_bits(
