@@ -9,6 +9,7 @@ Processes read their own rows only. Worker processes are spawned and never impor
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping
@@ -26,8 +27,11 @@ from ramen_jax.data.plan import Plan, View, kept_dates, noise
 from ramen_jax.data.records import CorpusSpec, Sample
 
 _ENDLESS = 2**40  # steps; more than any training takes
-_SMALLEST_SHARED = 1 << 16  # bytes; smaller arrays are sent between processes, larger ones shared
+_SMALLEST_SHARED = (
+    1 << 10
+)  # bytes; what is left of a batch must fit a pipe, or a killed worker leaves half a message
 _START_SECONDS = 60.0
+_MOST_DEATHS = 3  # of workers, without a batch between them
 
 
 class Source(Protocol):
@@ -224,6 +228,9 @@ def batches(
 ) -> Generator[StepBatch, None, None]:
     """The batches of this process from `start_step` on, without end.
 
+    Worker processes that die (killed for memory, say) are started again at the step they owe, which they can because
+    a batch follows from its step. Raises UserError when they keep dying.
+
     Args:
         workers: reading processes; 0 reads in one thread of this process.
         prefetch: steps prepared ahead, per worker. Arrays travel through shared memory: a container needs
@@ -237,25 +244,47 @@ def batches(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads its settings from absl flags, which only absl programs parse
 
-    steps = StepSource(
-        plan,
-        sources,
-        recipe=recipe,
-        first_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    dataset = grain.MapDataset.source(steps)
+    def source(step: int) -> StepSource:
+        return StepSource(
+            plan,
+            sources,
+            recipe=recipe,
+            first_step=step,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
     if workers == 0:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, prefetch))
-        yield from dataset.to_iter_dataset(options)
+        yield from grain.MapDataset.source(source(start_step)).to_iter_dataset(options)
         return
+    deaths = 0  # since the last batch
+    while True:
+        try:
+            for batch in _from_workers(source(start_step), workers, prefetch):
+                start_step, deaths = batch.step + 1, 0
+                yield batch
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            deaths += 1
+            if deaths > _MOST_DEATHS:
+                raise UserError(
+                    f"data workers die again and again at step {start_step} ({error}); if memory is short, lower "
+                    "config.data.workers or config.data.prefetch"
+                ) from error
+            print(f"WARNING: {error} Starting the data workers again at step {start_step}", file=sys.stderr)
+
+
+def _from_workers(steps: StepSource, workers: int, prefetch: int) -> Generator[StepBatch, None, None]:
+    """The elements of `steps`, made by processes."""
+    import grain
+
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    dataset = grain.MapDataset.source(steps).to_iter_dataset(options)
     shared = grain.experimental.DatasetOptions(min_shm_size=_SMALLEST_SHARED)
     ahead = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch))
-    iterator = iter(
-        grain.experimental.WithOptionsIterDataset(dataset.to_iter_dataset(options), shared).mp_prefetch(ahead)
-    )
+    iterator = iter(grain.experimental.WithOptionsIterDataset(dataset, shared).mp_prefetch(ahead))
     try:
         others = len(multiprocessing.active_children())
         with worker_start.without_jax():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,3 +132,11 @@ class SmallSource:
             for image in sample.images.values():
                 image.present[:] = False
         return sample
+
+
+class DeadlySource(SmallSource):
+    """Reading from it kills the process, as the kernel does when memory runs out."""
+
+    def __getitem__(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from itertools import islice
@@ -19,7 +22,7 @@ from ramen_jax.data.batch import Rows
 from ramen_jax.data.pipeline import Recipe, StepBatch, StepSource, batches, measure
 from ramen_jax.data.plan import Plan, PlannedCorpus
 from ramen_jax.data.records import Sample
-from tests.data.small_corpora import COASTS, COASTS_GSDS, FIELDS, FIELDS_GSDS, SmallSource
+from tests.data.small_corpora import COASTS, COASTS_GSDS, FIELDS, FIELDS_GSDS, DeadlySource, SmallSource
 
 SOURCES = {"fields": SmallSource(FIELDS, 1100), "coasts": SmallSource(COASTS, 1200)}
 
@@ -236,6 +239,24 @@ def test_temporal_dropout_is_for_training() -> None:
         batch = next(steps.step(s) for s in range(20) if steps.plan.corpus(s) == "fields")
         counts.append((batch.rows.images["s1"].frames_RxSxT > 0).sum())
     assert counts[0] < counts[1]
+
+
+def test_killed_workers_are_started_again_at_the_step_they_owe(capfd: pytest.CaptureFixture[str]) -> None:
+    expected = [digest(batch) for batch in take(6)]
+    found = batches(small_plan(), SOURCES, workers=2, prefetch=1)
+    with contextlib.closing(found):
+        got = [digest(next(found)) for _ in range(2)]
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+        got += [digest(next(found)) for _ in range(4)]
+    assert got == expected
+    assert "Starting the data workers again at step" in capfd.readouterr().err
+
+
+def test_workers_that_keep_dying_are_an_error() -> None:
+    sources = {"fields": DeadlySource(FIELDS, 1100), "coasts": DeadlySource(COASTS, 1200)}
+    with pytest.raises(UserError, match="die again and again at step 0"):
+        next(batches(small_plan(), sources, workers=1, prefetch=1))
 
 
 @pytest.mark.parametrize(
