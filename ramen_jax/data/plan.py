@@ -7,7 +7,7 @@ from one integer, on any number of hosts, through packing and mixture.
 How a step is found, all O(1):
 
 1. The corpus of a step: steps come in blocks of `MIXTURE_BLOCK`; within each, every corpus has its share of the steps
-   (largest remainder of the weights), in an order permuted per block.
+   (largest remainder of the weights), spread evenly with jitter: none comes in long runs or stays away for long.
 2. The row of an epoch: all rows of an epoch are numbered, and visited in an order permuted per epoch.
 3. The views of a row: the row template (`row_template.py`) names positions of a block of the epoch, and the draws of
    each position.
@@ -245,10 +245,11 @@ class _Mixture:
 @lru_cache(maxsize=16)
 def _mixture_block(key: int, block: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """For each step of a block: its corpus, and the number of earlier steps of that corpus in the block."""
-    spread = np.repeat(np.arange(len(counts)), counts)
-    corpora = spread[
-        counter_rng.permute(np.arange(MIXTURE_BLOCK), MIXTURE_BLOCK, counter_rng.combine(key, block))
-    ]
+    # The i-th step of a corpus lies at a random place of the i-th of its equal parts of the block.
+    jitter = counter_rng.raw_bits(counter_rng.combine(key, block), MIXTURE_BLOCK) >> np.uint64(32)
+    part = np.concatenate([np.arange(count, dtype=np.uint64) for count in counts]) << np.uint64(32)
+    places = (part + jitter) // np.repeat(np.array(counts, np.uint64), counts)
+    corpora = np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
     earlier = np.empty(MIXTURE_BLOCK, int)
     for which, count in enumerate(counts):
         earlier[corpora == which] = np.arange(count)

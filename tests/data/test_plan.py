@@ -217,7 +217,16 @@ def test_a_mixture_keeps_its_weights_in_every_block() -> None:
         assert Counter(block) == {"fields": 256, "coasts": 768}
     assert names[:MIXTURE_BLOCK] != names[MIXTURE_BLOCK:]
     longest = max(len(run) for run in "".join(name[0] for name in names).split("f"))
-    assert 5 < longest < 100  # neither alternating nor in long runs
+    assert 3 < longest <= 8  # neither alternating nor in long runs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mixture_meets_every_corpus_at_once(seed: int) -> None:
+    shores = PlannedCorpus(dataclasses.replace(COASTS, name="shores"), 1200, COASTS_GSDS)
+    plan = Plan([fields(), coasts(), shores], seed=seed, rows_per_step=4)
+    names = [plan.corpus(step) for step in range(2 * MIXTURE_BLOCK)]
+    assert set(names[:4]) == {"fields", "coasts", "shores"}
+    assert all(len(set(names[at : at + 7])) == 3 for at in range(len(names) - 7))
 
 
 def test_a_mixture_covers_each_corpus_once_per_epoch() -> None:
