@@ -14,25 +14,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
 from rasterio.windows import Window
 
 from ramen_jax import api, console, sampling
-from ramen_jax.console import DATA, USAGE, UserError, progress
+from ramen_jax.console import USAGE, UserError, progress
 from ramen_jax.data.batch import Rows
 from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
+from ramen_jax.feature_files import Output, output_format
 from ramen_jax.rasters import Layer, Place, implausible, open_place, overview
 from ramen_jax.sensors import Sensor, load_sensors
 
-BLOCK = 16  # GeoTIFF blocks: the smallest allowed, so that a finished row of tiles ends on blocks
 PCA_SAMPLES = 50_000
 
 EXAMPLES = """  python -m ramen_jax.embed --checkpoint runs/base --image scene.tif --sensor sentinel2_l2a \\
@@ -40,7 +38,7 @@ EXAMPLES = """  python -m ramen_jax.embed --checkpoint runs/base --image scene.t
   python -m ramen_jax.embed --checkpoint ramen_base --target-gsd 20 --output features.tif \\
       --image s2_folder --sensor s2 --image radar.tif --sensor s1            # a folder: one dated raster per frame
   python -m ramen_jax.embed --checkpoint ramen_base --image drone.tif --sensor mine.yaml:drone \\
-      --statistics image --target-gsd 2 --output features.tif
+      --statistics image --target-gsd 2 --output features.zarr              # read it with xarray, or GDAL
 """
 
 
@@ -130,84 +128,6 @@ def footprint(image: Image, layer: Layer, target_gsd: float, grid: tuple[int, in
         for pixels, tokens in zip(valid.shape, grid, strict=True)
     )
     return np.asarray((down @ valid.astype(np.float32)) @ across.T > 1e-6)
-
-
-class Output:
-    """The GeoTIFF, written strip by strip under a temporary name and renamed when complete.
-
-    Beside the unfinished file lies a note of the rows that are done; `start` is where to go on.
-    """
-
-    def __init__(
-        self, path: Path, place: Place, bands: Sequence[str], identity: str, overwrite: bool
-    ) -> None:
-        self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
-        self.note = path.with_name(f".{path.name}.progress")
-        self.identity = identity
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; choose another name or give --overwrite", USAGE)
-        self.start = self._done() if self.partial.exists() else 0
-        if not self.start:
-            profile = {
-                "driver": "GTiff",
-                "dtype": "float32",
-                "count": len(bands),
-                "height": place.rows,
-                "width": place.columns,
-                "crs": place.crs,
-                "transform": place.transform,
-                "nodata": float("nan"),
-                "interleave": "band",
-                "compress": "deflate",
-                "predictor": 3,
-                "zlevel": 1,
-                "BIGTIFF": "IF_SAFER",
-            }
-            if min(place.rows, place.columns) >= BLOCK:
-                profile |= {
-                    "tiled": True,
-                    "blockysize": BLOCK,
-                    "blockxsize": min(256, place.columns // BLOCK * BLOCK),
-                }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._guard(lambda: self._create(profile, bands))
-
-    def _create(self, profile: dict[str, Any], bands: Sequence[str]) -> None:
-        with rasterio.open(self.partial, "w", **profile) as target:
-            target.descriptions = bands
-
-    def _done(self) -> int:
-        try:
-            noted = json.loads(self.note.read_text())
-        except (OSError, ValueError):
-            return 0
-        return int(noted["rows"]) if noted["identity"] == self.identity else 0
-
-    def write(self, start: int, features_DxHxW: np.ndarray) -> None:
-        """Writes whole rows of the grid, and notes that they are done."""
-        height, width = features_DxHxW.shape[1:]
-
-        def write() -> None:
-            with rasterio.open(self.partial, "r+") as target:
-                target.write(features_DxHxW, window=Window(0, start, width, height))
-            self.note.write_text(json.dumps({"identity": self.identity, "rows": start + height}))
-
-        self._guard(write)
-
-    def finish(self) -> None:
-        self.note.unlink(missing_ok=True)
-        self.partial.replace(self.path)
-
-    def _guard(self, write: Any) -> None:
-        try:
-            write()
-        except (OSError, rasterio.errors.RasterioError) as error:
-            self.partial.unlink(missing_ok=True)
-            self.note.unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write {self.path}: {error}; the unfinished file was removed", DATA
-            ) from error
 
 
 def embed(embedder: Embedder, output: Output, tile: int, overlap: int) -> None:
@@ -332,7 +252,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="sensor of that image: a name, FILE.yaml or FILE.yaml:NAME",
     )
     parser.add_argument("--target-gsd", type=float, required=True, help="metres per output cell")
-    parser.add_argument("--output", type=Path, required=True, help="GeoTIFF to write")
+    parser.add_argument("--output", type=Path, required=True, help="NAME.tif (GeoTIFF) or NAME.zarr to write")
     parser.add_argument("--pca", type=Path, help="also a picture: the first three principal components (PNG)")
     parser.add_argument("--layer", type=int, help="0-based block whose output to write; default: the last")
     parser.add_argument("--tile", type=int, default=48, help="tokens per side of a tile (default 48)")
@@ -365,6 +285,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--overlap {options.overlap} must be smaller than --tile {options.tile}", USAGE)
     if options.target_gsd <= 0:
         raise UserError(f"--target-gsd is {options.target_gsd:g}, expected metres above 0", USAGE)
+    make_output = output_format(options.output)
     model = api.load(options.checkpoint)
     if options.layer is not None and not 0 <= options.layer < model.depth:
         raise UserError(f"--layer is {options.layer}; the blocks are 0 to {model.depth - 1}", USAGE)
@@ -388,7 +309,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         facts = [asked, [layer.sensor for layer in place.layers], model.facts]
         identity = hashlib.sha256(repr(facts).encode()).hexdigest()
         bands = [f"{layer.name} {channel}" for layer in place.layers for channel in range(model.width)]
-        output = Output(options.output, place, bands, identity, options.overwrite)
+        output = make_output(options.output, place, bands, identity, options.overwrite)
         if output.start:
             print(f"note: going on at row {output.start} of {place.rows}")
         embed(embedder, output, options.tile, options.overlap)

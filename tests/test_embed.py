@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import zarr
 from affine import Affine
 
 import ramen_jax as rj
-from ramen_jax import api, embed, rasters, sampling
+from ramen_jax import api, embed, feature_files, rasters, sampling
 from ramen_jax.console import UserError
 from ramen_jax.sensors import sensor
 from tests import exported
@@ -226,34 +227,83 @@ def test_several_sensors_on_different_grids(
     assert np.isfinite(features).all()
 
 
+@pytest.mark.parametrize("crs", [UTM, "EPSG:4326"])
+def test_a_zarr_store_says_the_same_as_the_geotiff(checkpoint: Path, tmp_path: Path, crs: str) -> None:
+    pixels = landscape(100, 92, 12)
+    pixels[:, :20, :20] = 0
+    place = {} if crs == UTM else {"transform": Affine(0.0001, 0, 2.1, 0, -0.0001, 46.3), "crs": crs}
+    scene = write(tmp_path / "scene.tif", pixels, nodata=0, **place)
+    options = {"tile": 12, "overlap": 4}
+    expected = run(checkpoint, tmp_path / "features.tif", 40, scene, "s2", **options)
+    assert np.isnan(expected[0, :2, :2]).all()
+    picture = tmp_path / "features.png"
+    found = run(checkpoint, tmp_path / "features.zarr", 40, scene, "s2", pca=picture, **options)
+    np.testing.assert_array_equal(found, expected)
+    assert picture.stat().st_size > 500
+    group = zarr.open_group(tmp_path / "features.zarr", mode="r")
+    np.testing.assert_array_equal(group["features"][:], expected)
+    with rasterio.open(tmp_path / "features.tif") as tiff, rasterio.open(tmp_path / "features.zarr") as store:
+        assert store.crs == tiff.crs
+        assert np.isnan(store.nodata)
+        np.testing.assert_allclose(tuple(store.transform)[:6], tuple(tiff.transform)[:6], rtol=1e-12)
+        rows, columns = tiff.shape
+        mapping = dict(group["spatial_ref"].attrs)
+        assert rasterio.crs.CRS.from_wkt(mapping["crs_wkt"]) == tiff.crs
+        assert Affine.from_gdal(*map(float, mapping["GeoTransform"].split())) == tiff.transform
+        assert [group["x"][0], group["y"][-1]] == [*tiff.xy(rows - 1, 0)]
+        assert [group["x"][-1], group["y"][0]] == [*tiff.xy(0, columns - 1)]
+        assert list(group["band"][:]) == list(tiff.descriptions)
+    for name, dimensions in (
+        ("features", ["band", "y", "x"]),
+        ("x", ["x"]),
+        ("y", ["y"]),
+        ("band", ["band"]),
+    ):
+        assert group[name].attrs["_ARRAY_DIMENSIONS"] == dimensions
+        assert name == "features" or group[name].metadata.fill_value is None  # x = 0 is a place
+    assert group["features"].attrs["grid_mapping"] == "spatial_ref"
+    assert group["x"].attrs["standard_name"] == ("projection_x_coordinate" if crs == UTM else "longitude")
+    with pytest.raises(UserError, match="exists"):
+        run(checkpoint, tmp_path / "features.zarr", 40, scene, "s2")
+    run(checkpoint, tmp_path / "features.zarr", 80, scene, "s2", overwrite=True)
+    assert (
+        zarr.open_group(tmp_path / "features.zarr", mode="r")["features"].shape[1] == expected.shape[1] // 2
+    )
+
+
+@pytest.mark.parametrize("suffix", ["tif", "zarr"])
 def test_an_interrupted_run_goes_on(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     scene = write(tmp_path / "scene.tif", landscape(100, 40, 12))
-    expected = run(checkpoint, tmp_path / "expected.tif", 20, scene, "s2", tile=12, overlap=4)
-    original, tiles = embed.Output.write, []
+    expected = run(checkpoint, tmp_path / f"expected.{suffix}", 20, scene, "s2", tile=12, overlap=4)
+    original, tiles = feature_files.Output.write, []
 
-    def stop_later(self: embed.Output, start: int, strip: np.ndarray) -> None:
+    def stop_later(self: feature_files.Output, start: int, strip: np.ndarray) -> None:
         if len(tiles) == 3:
             raise KeyboardInterrupt
         tiles.append(start)
         original(self, start, strip)
 
-    monkeypatch.setattr(embed.Output, "write", stop_later)
+    monkeypatch.setattr(feature_files.Output, "write", stop_later)
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, tmp_path / "features.tif", 20, scene, "s2", tile=12, overlap=4)
-    assert not (tmp_path / "features.tif").exists()
+        run(checkpoint, tmp_path / f"features.{suffix}", 20, scene, "s2", tile=12, overlap=4)
+    assert not (tmp_path / f"features.{suffix}").exists()
     written: list[int] = []
 
-    def count(self: embed.Output, start: int, strip: np.ndarray) -> None:
+    def count(self: feature_files.Output, start: int, strip: np.ndarray) -> None:
         written.append(start)
         original(self, start, strip)
 
-    monkeypatch.setattr(embed.Output, "write", count)
-    found = run(checkpoint, tmp_path / "features.tif", 20, scene, "s2", tile=12, overlap=4)
+    monkeypatch.setattr(feature_files.Output, "write", count)
+    found = run(checkpoint, tmp_path / f"features.{suffix}", 20, scene, "s2", tile=12, overlap=4)
     assert written[0] > tiles[-1]
     np.testing.assert_array_equal(found, expected)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected.tif", "features.tif", "scene.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"expected.{suffix}",
+        f"features.{suffix}",
+        "scene.tif",
+    ]
 
 
 def test_a_full_disk_leaves_no_partial_file(
@@ -268,6 +318,12 @@ def test_a_full_disk_leaves_no_partial_file(
     with pytest.raises(UserError, match="No space left on device; the unfinished file was removed"):
         run(checkpoint, tmp_path / "features.tif", 40, scene, "s2")
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+    monkeypatch.setattr(zarr.Array, "__setitem__", full)
+    with pytest.raises(UserError, match="No space left on device; the unfinished file was removed"):
+        run(checkpoint, tmp_path / "features.zarr", 40, scene, "s2")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+    with pytest.raises(UserError, match=r"expected a name that ends in \.tif, \.tiff, \.zarr"):
+        run(checkpoint, tmp_path / "features.nc", 40, scene, "s2")
 
 
 def test_wrong_inputs_are_told(checkpoint: Path, tmp_path: Path) -> None:
