@@ -206,8 +206,12 @@ def pca_picture(features: Path, picture: Path) -> None:
         warnings.simplefilter(
             "ignore", rasterio.errors.NotGeoreferencedWarning
         )  # a picture needs no coordinates
-        with rasterio.open(picture, "w", **profile) as target:
-            target.write(image)
+        try:
+            with rasterio.open(picture, "w", **profile) as target:
+                target.write(image)
+        except (OSError, rasterio.errors.RasterioError) as error:
+            picture.unlink(missing_ok=True)
+            raise UserError(f"cannot write {picture}: {error.__cause__ or error}") from error
 
 
 def choose_sensor(text: str, model: api.Model, needs_statistics: bool) -> Sensor:
@@ -282,8 +286,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"{len(options.image)} --image but {len(options.sensor)} --sensor; give one each", USAGE
         )
     if not 0 <= options.overlap < options.tile:
-        raise UserError(f"--overlap {options.overlap} must be smaller than --tile {options.tile}", USAGE)
-    if options.target_gsd <= 0:
+        raise UserError(
+            f"--overlap is {options.overlap}, expected 0 or more tokens and fewer than --tile, {options.tile}",
+            USAGE,
+        )
+    for image in options.image:
+        if options.output.exists() and image.exists() and options.output.samefile(image):
+            raise UserError(f"--output {options.output} is an --image; choose another name", USAGE)
+    if options.pca and not options.pca.parent.is_dir():
+        raise UserError(f"--pca {options.pca}: there is no folder {options.pca.parent}", USAGE)
+    if not options.target_gsd > 0:
         raise UserError(f"--target-gsd is {options.target_gsd:g}, expected metres above 0", USAGE)
     make_output = output_format(options.output)
     model = api.load(options.checkpoint)

@@ -10,9 +10,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
+
+FORMATS = "NAME.safetensors, NAME.ckpt, NAME.pt, NAME.jaxexport"
+OTHER_FORMATS = (".pth", ".bin", ".onnx", ".npz", ".h5", ".msgpack")
 
 EXAMPLES = """  python -m ramen_jax.export --checkpoint runs/base --output ramen_base            # folder for the hub
   python -m ramen_jax.export --checkpoint runs/base --output ramen_base.safetensors
@@ -32,9 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     origin.add_argument(
         "--import", dest="official", type=Path, help="an official checkpoint, turned into a folder"
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="NAME.safetensors, NAME.ckpt, NAME.jaxexport, or a folder"
-    )
+    parser.add_argument("--output", type=Path, required=True, help=f"{FORMATS}, or a folder")
     parser.add_argument(
         "--decoder", action="store_true", help="with the decoder (official MAE); default: encoder alone"
     )
@@ -44,15 +46,50 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sensors", type=Path, help="--import: YAML of the sensors it was trained with")
     parser.add_argument("--num-heads", type=int, help="--import: heads of an encoder of unusual width")
     parser.add_argument(
-        "--recipe", choices=("reference", "fixed"), default="reference", help="--import: how to run it"
+        "--recipe", choices=("reference", "fixed"), help="--import: how to run it (default reference)"
     )
     parser.add_argument("--input", action="append", default=[], help="jax.export: sensor=TxHxW, repeated")
     parser.add_argument("--target-gsd", type=float, help="jax.export: metres per token")
     return parser.parse_args(arguments)
 
 
+def _check(options: argparse.Namespace) -> None:
+    """What can be told before anything is read."""
+    if options.official is None:
+        for key in ("sensors", "num_heads", "recipe"):
+            if getattr(options, key) is not None:
+                raise UserError(
+                    f"--{key.replace('_', '-')} describes an official checkpoint; it goes with --import",
+                    USAGE,
+                )
+    if options.output.suffix in OTHER_FORMATS:
+        raise UserError(
+            f"--output {options.output}: expected {FORMATS}, or a folder; ONNX is written by to_onnx in the folder's "
+            "torch_ramen.py",
+            USAGE,
+        )
+    if options.output.suffix == ".jaxexport" and (not options.input or options.target_gsd is None):
+        raise UserError("a jax.export artefact needs --input and --target-gsd", USAGE)
+    for path in (options.licence, options.results):
+        if path is not None and not path.is_file():
+            raise UserError(f"no file {path}", USAGE)
+    if options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; choose another name or give --overwrite", USAGE)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise UserError(f"{path} holds a {type(results).__name__}, expected task: result pairs")
+    return results
+
+
 def run() -> int:
     options = parse()
+    _check(options)
     try:
         from ramen_jax.interchange import exchange
     except ModuleNotFoundError as error:
@@ -64,25 +101,24 @@ def run() -> int:
     from ramen_jax.interchange.source import read_checkpoint
 
     if options.official is not None:
-        source = exchange.read_official(options.official, options.sensors, options.recipe, options.num_heads)
+        source = exchange.read_official(
+            options.official, options.sensors, options.recipe or "reference", options.num_heads
+        )
         decoder = source.tensors.keys() != source.encoder.keys()
     else:
         decoder = options.decoder
         source = read_checkpoint(options.checkpoint, decoder)
     if options.output.suffix == ".jaxexport":
-        if not options.input or options.target_gsd is None:
-            raise UserError("a jax.export artefact needs --input and --target-gsd", USAGE)
-        exchange.write_artefact(source, options.output, options.input, options.target_gsd)
+        exchange.write_artefact(source, options.output, options.input, options.target_gsd, options.overwrite)
         print(f"wrote {options.output}")
         return 0
-    results = json.loads(options.results.read_text()) if options.results else None
     report = exchange.export(
         source,
         options.output,
         decoder=decoder,
         overwrite=options.overwrite,
         licence=options.licence or exchange.LICENCE_FILE,
-        results=results,
+        results=_read_results(options.results) if options.results else None,
     )
     cosine = min(run["cosine"] for run in report["runs"])
     print(

@@ -86,8 +86,9 @@ class Output(ABC):
         except (OSError, rasterio.errors.RasterioError) as error:
             remove(self.partial)
             remove(self.note)
+            # rasterio says "see previous exception"; that one knows what happened.
             raise UserError(
-                f"cannot write {self.path}: {error}; the unfinished file was removed", DATA
+                f"cannot write {self.path}: {error.__cause__ or error}; the unfinished file was removed", DATA
             ) from error
 
 
@@ -202,8 +203,8 @@ def remove(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def _axis(name: str, crs: Any) -> dict[str, Any]:

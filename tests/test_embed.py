@@ -352,6 +352,19 @@ def test_wrong_inputs_are_told(checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             run(checkpoint, output, gsd, image, name)
         assert not output.exists()
+    with pytest.raises(UserError, match="cannot write"):
+        run(checkpoint, tmp_path / "text.tif" / "features.tif", 40, scene, "s2")
+    for options, sentence in (
+        ({"overlap": -3}, "expected 0 or more tokens"),
+        ({"overlap": 50}, "fewer than --tile, 48"),
+        ({"pca": tmp_path / "absent" / "features.png"}, "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run(checkpoint, output, 40, scene, "s2", **options)
+    with pytest.raises(UserError, match="is an --image"):
+        run(checkpoint, scene, 40, scene, "s2", overwrite=True)
+    with pytest.raises(UserError, match="is nan"):
+        run(checkpoint, output, "nan", scene, "s2")
     output.write_text("mine")
     with pytest.raises(UserError, match="exists"):
         run(checkpoint, output, 40, scene, "s2")

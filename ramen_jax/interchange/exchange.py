@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ramen_jax import api
@@ -42,11 +43,21 @@ def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int 
         UserError: not there, not a checkpoint, a pickle that wants to execute code (named), keys or shapes that do
             not fit (listed).
     """
-    tensors = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
-    tensors = torch_weights.prefixed(tensors)
+    read = read_tensors(path)
+    half = [name for name, tensor in read.items() if tensor.dtype not in (torch.float32, torch.int64)]
+    if half:
+        found = str(read[half[0]].dtype).removeprefix("torch.")
+        raise UserError(
+            f"{path}: {half[0]} is {found}, and {len(half)} of {len(read)} tensors are no float32; convert them "
+            "first, so that they come out as they went in",
+            DATA,
+        )
+    tensors = torch_weights.prefixed({name: tensor.numpy() for name, tensor in read.items()})
     encoder = {name.removeprefix("encoder."): torch.from_numpy(array) for name, array in tensors.items()}
     try:
         model = {"block_eps": 1e-6, **torch_ramen.sizes_of(encoder)}
+        if any(name.startswith("decoder.") for name in tensors):
+            model |= decoder_sizes(tensors)
     except ValueError as error:
         raise UserError(f"{path}: {error}", DATA) from error
     if num_heads is not None:
@@ -59,8 +70,6 @@ def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int 
     traps = {key: values[recipe != "reference"] for key, values in TRAPS.items()}
     entries = {} if sensors is None else {name: s.to_dict() for name, s in load_sensors(sensors).items()}
     facts = {"recipe": recipe, "imported_from": path.name}
-    if "decoder.mask_token" in tensors:
-        model |= decoder_sizes(tensors)
     source = Source(tensors, describe(model, traps, entries, facts))
     # Through our own parameters and back: a tensor that would not survive is found here, not by a user.
     try:
@@ -69,9 +78,7 @@ def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int 
         raise UserError(f"{path}: {error}", DATA) from error
     changed = [name for name, array in back.items() if array.tobytes() != tensors[name].tobytes()]
     if changed:
-        raise UserError(
-            f"{path}: these tensors are not float32 and would change: {', '.join(changed[:10])}", DATA
-        )
+        raise UserError(f"{path}: {', '.join(changed[:3])} would change on the way through ramen_jax", DATA)
     return source
 
 
@@ -80,17 +87,28 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"no file {path}", USAGE)
     try:
-        return dict(torch_ramen.read_weights(path))
+        found = torch_ramen.read_weights(path)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        wants = named.group(1) if named else "something other than tensors"
+        if named is None:
+            raise UserError(
+                f"{path} is not a checkpoint that can be read without executing code", DATA
+            ) from error
         raise UserError(
-            f"{path} is refused: its pickle wants to load {wants}, which can execute code; only tensors are read. "
-            "If you trust its origin, save its state_dict alone and import that",
+            f"{path} is refused: its pickle wants to load {named.group(1)}, which can execute code; "
+            "only tensors are read. If you trust its origin, save its state_dict alone and import that",
             DATA,
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read: {_first_line(error)}", DATA) from error
+    except Exception as error:  # torch raises many types on what is no checkpoint
+        raise UserError(
+            f"{path} is not a checkpoint that can be read ({_first_line(error)}); expected a .ckpt, .pt or "
+            ".safetensors file of the official code",
+            DATA,
+        ) from error
+    other = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise UserError(f"{path} holds {other[0]!r}, which is no tensor; expected a state dict", DATA)
+    return dict(found)
 
 
 def compare(source: Source, written: torch_ramen.RamenEncoder) -> dict[str, Any]:
@@ -171,13 +189,15 @@ def stand_in_sensors() -> dict[str, Sensor]:
 def write_weights(tensors: Mapping[str, np.ndarray], path: Path, decoder: bool) -> None:
     """One file; encoder alone without prefix, as the published checkpoint, with decoder as the official MAE."""
     named = dict(tensors) if decoder else {name.removeprefix("encoder."): a for name, a in tensors.items()}
-    if path.suffix == ".safetensors":
-        save_file(
-            {name: np.asarray(array, order="C") for name, array in named.items()}, path, {"format": "pt"}
-        )
-    else:
-        state = {name: torch.from_numpy(np.array(array)) for name, array in named.items()}
-        torch.save({"state_dict": state}, path)
+    try:
+        if path.suffix == ".safetensors":
+            arrays = {name: np.asarray(array, order="C") for name, array in named.items()}
+            save_file(arrays, path, {"format": "pt"})
+        else:
+            state = {name: torch.from_numpy(np.array(array)) for name, array in named.items()}
+            torch.save({"state_dict": state}, path)
+    except (SafetensorError, RuntimeError) as error:  # what the two libraries make of a full disk
+        raise OSError(f"{_first_line(error)} (is the disk full?)") from error
 
 
 def write_folder(source: Source, folder: Path, decoder: bool, results: Mapping[str, Any] | None) -> None:
@@ -210,10 +230,7 @@ def export(
     """
     single = output.suffix in (".safetensors", ".ckpt", ".pt")
     parity = output.with_suffix(".parity.json") if single else output / "parity.json"
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists; choose another name or give --overwrite", USAGE)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    work = _work_folder(output, overwrite)
     try:
         if single:
             weights = work / output.name
@@ -235,27 +252,45 @@ def export(
         report["official_code_differs_in"] = departures(source.description, decoder)
         text = json.dumps(report, indent=1) + "\n"
         if single:
+            (work / "parity.json").write_text(text)
             weights.replace(output)
-            parity.write_text(text)
+            (work / "parity.json").replace(parity)
         else:
             (work / "parity.json").write_text(text)
             (work / "README.md").write_text(
                 model_card.render(source.description, report, results, output.name)
             )
-            if output.exists():
+            if output.is_dir():
                 shutil.rmtree(output)
+            output.unlink(missing_ok=True)
             work.chmod(0o755)
             work.rename(output)
     except OSError as error:
-        raise UserError(
-            f"cannot write {output}: {error.strerror or error}; nothing was left behind", DATA
-        ) from error
+        raise _not_written(output, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report
 
 
-def write_artefact(source: Source, output: Path, inputs: Sequence[str], target_gsd: float) -> None:
+def _work_folder(output: Path, overwrite: bool) -> Path:
+    """An empty folder beside the output, where it is made before it gets its name."""
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; choose another name or give --overwrite", USAGE)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise _not_written(output, error) from error
+
+
+def _not_written(output: Path, error: Exception) -> UserError:
+    told = (error.strerror if isinstance(error, OSError) else None) or _first_line(error)
+    return UserError(f"cannot write {output}: {told}; nothing was left behind", DATA)
+
+
+def write_artefact(
+    source: Source, output: Path, inputs: Sequence[str], target_gsd: float, overwrite: bool = False
+) -> None:
     """A jax.export artefact of the encoder, for images of given sizes, weights inside.
 
     `inputs`: "sensor=TxHxW" each. The function takes {sensor: values [T, C, H, W] float32} and {sensor: day of year
@@ -278,7 +313,15 @@ def write_artefact(source: Source, output: Path, inputs: Sequence[str], target_g
         values = np.broadcast_to(stored[:, None, None], (frames, len(sensor.bands), height, width))
         images[name] = api.Image(values, np.ones(frames, int), sensors[name])
     function, example = model.traceable(images, sensors, target_gsd)
-    output.write_bytes(jax.export.export(jax.jit(function))(*example).serialize())
+    program = jax.export.export(jax.jit(function))(*example).serialize()
+    work = _work_folder(output, overwrite)
+    try:
+        (work / output.name).write_bytes(program)
+        (work / output.name).replace(output)
+    except OSError as error:
+        raise _not_written(output, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _first_line(error: Exception) -> str:

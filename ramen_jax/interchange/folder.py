@@ -13,14 +13,24 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ramen_jax.console import UserError
+from ramen_jax.console import USAGE, UserError
 from ramen_jax.interchange.torch_weights import prefixed
 
 DESCRIBED = ("model", "traps", "sensors")
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is an exported folder at `path`."""
+    """Whether there is an exported folder at `path`, where a workdir may be too.
+
+    Raises:
+        UserError: a weight file lies there, with how to make a folder of it.
+    """
+    if path.is_file():
+        raise UserError(
+            f"{path} is a file, expected a workdir or an exported folder; an official checkpoint becomes one with "
+            f"python -m ramen_jax.export --import {path} --output DIR",
+            USAGE,
+        )
     return (path / "config.json").is_file() and (path / "model.safetensors").is_file()
 
 

@@ -121,9 +121,12 @@ def departures(description: Mapping[str, Any], decoder: bool) -> list[str]:
 
 def decoder_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the shapes tell about a decoder. The number of heads leaves no trace; the official default stands in."""
-    width = tensors["decoder.mask_token"].shape[-1]
+    telling = ("decoder.mask_token", "decoder.norm.weight", "decoder.decoder_embed.bias")
+    width = next((tensors[name].shape[-1] for name in telling if name in tensors and tensors[name].ndim), 0)
+    if not width:
+        raise ValueError(f"its decoder has no width: {', '.join(telling)} are missing")
     blocks = {name.split(".")[2] for name in tensors if name.startswith("decoder.blocks.")}
-    heads = next(heads for heads in (16, 8, 4, 2, 1) if width % (2 * heads) == 0)
+    heads = next((heads for heads in (16, 8, 4, 2) if width % (2 * heads) == 0), 1)
     return {
         "decoder_embed_dim": width,
         "decoder_depth": len(blocks),

@@ -618,7 +618,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
-    return content.get("state_dict", content)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
+    return dict(state)
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

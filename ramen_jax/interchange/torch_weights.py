@@ -109,7 +109,12 @@ def from_official(tensors: Mapping[str, np.ndarray], template: tuple[Tree, Tree]
 
 
 def prefixed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names with their `encoder.` prefix: the published checkpoint holds the encoder's tensors without one."""
+    """Names from `encoder.` or `decoder.` on.
+
+    The published checkpoint holds the encoder's tensors without prefix; the official training puts `model.` before all.
+    """
+    if any(name.startswith(("model.encoder.", "model.decoder.")) for name in tensors):
+        tensors = {name.removeprefix("model."): array for name, array in tensors.items()}
     if any(name.startswith(("encoder.", "decoder.")) for name in tensors):
         return dict(tensors)
     return {f"encoder.{name}": array for name, array in tensors.items()}

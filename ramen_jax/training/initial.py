@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.console import DATA, UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.folder import is_folder, read_folder
 from ramen_jax.training import checkpoint
@@ -96,12 +96,6 @@ def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Any], str]:
         if "imported_from" in description:
             model.pop("decoder_num_heads", None)  # a guess: the file does not tell
         origin = f"imported from {description['imported_from']}" if "imported_from" in description else ""
-    elif path.is_file():
-        raise UserError(
-            f"config.train.start_from is the file {path}, expected a workdir or an exported folder; make one of it: "
-            f"python -m ramen_jax.export --import {path} --output DIR",
-            USAGE,
-        )
     else:
         loaded = checkpoint.load(path)
         params, statistics, model = loaded.params, loaded.statistics, loaded.meta["config"]["model"]

@@ -183,9 +183,18 @@ def test_keys_that_do_not_fit_are_listed_and_nothing_is_written(
 
 def test_what_cannot_be_read_is_told(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "cut.safetensors").write_bytes(b"12345678{")
     torch.save({"state_dict": {"other.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    torch.save({"epoch": 99}, tmp_path / "number.ckpt")
+    half = {key: value.bfloat16() for key, value in torch.load(official)["state_dict"].items()}
+    torch.save(half, tmp_path / "half.ckpt")
     for name, sentence in (
-        ("text.ckpt", "text.ckpt"),
+        ("text.ckpt", r"text\.ckpt is not a checkpoint that can be read"),
+        ("cut.safetensors", r"cut\.safetensors is not a checkpoint that can be read"),
+        ("list.ckpt", "holds a list, not a state dict"),
+        ("number.ckpt", "holds 'epoch', which is no tensor"),
+        ("half.ckpt", r"is bfloat16.*no float32; convert them"),
         ("other.ckpt", "no cls_token"),
         ("absent.ckpt", "no file"),
     ):
@@ -193,6 +202,40 @@ def test_what_cannot_be_read_is_told(official: Path, tmp_path: Path, monkeypatch
             run(monkeypatch, "--import", tmp_path / name, "--output", tmp_path / "ours")
     with pytest.raises(UserError, match="--num-heads"):
         run(monkeypatch, "--import", official, "--output", tmp_path / "ours")
+
+
+def test_wrong_options_are_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results.json").write_text("[1]")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "weights.ckpt").write_text("any")
+    absent = tmp_path / "absent"
+    for output, options, sentence in (
+        ("out", ("--num-heads", 4), "goes with --import"),
+        ("out", ("--recipe", "fixed"), "goes with --import"),
+        ("out.onnx", (), "to_onnx"),
+        ("out.jaxexport", (), "needs --input and --target-gsd"),
+        ("out", ("--licence", absent), "no file"),
+        ("out", ("--results", absent), "no file"),
+        ("there", (), "exists"),
+    ):
+        with pytest.raises(UserError, match=sentence) as caught:
+            run(monkeypatch, "--checkpoint", absent, "--output", tmp_path / output, *options)
+        assert caught.value.code == 2
+    with pytest.raises(UserError, match=r"is a file.*--import"):
+        run(monkeypatch, "--checkpoint", tmp_path / "weights.ckpt", "--output", tmp_path / "out")
+    with pytest.raises(UserError, match=r"is a file.*--import"):
+        rj.load(tmp_path / "weights.ckpt")
+    checkpoint_folder = exported.folder(tmp_path / "tiny")
+    with pytest.raises(UserError, match="holds a list, expected task"):
+        run(
+            *(monkeypatch, "--checkpoint", checkpoint_folder, "--output", tmp_path / "out"),
+            *("--results", tmp_path / "results.json"),
+        )
+    with pytest.raises(UserError, match="cannot write"):
+        run(monkeypatch, "--checkpoint", checkpoint_folder, "--output", tmp_path / "weights.ckpt" / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disagreement_fails_and_leaves_nothing(
@@ -212,6 +255,13 @@ def test_a_full_disk_leaves_nothing(source: Source, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(exchange, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         exchange.export(source, tmp_path / "tiny")
+
+    def torn(*_: Any) -> None:
+        raise RuntimeError("file write failed")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(UserError, match="is the disk full"):
+        exchange.export(source, tmp_path / "tiny.ckpt")
     assert left_behind(tmp_path) == []
 
 

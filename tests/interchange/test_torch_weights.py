@@ -73,3 +73,5 @@ def test_a_parameter_without_official_name_is_refused() -> None:
 def test_the_published_checkpoint_has_no_prefix() -> None:
     assert prefixed({"cls_token": np.zeros(1)}).keys() == {"encoder.cls_token"}
     assert prefixed({"encoder.cls_token": np.zeros(1)}).keys() == {"encoder.cls_token"}
+    trained = {"model.encoder.cls_token": np.zeros(1), "model.decoder.mask_token": np.zeros(1)}
+    assert prefixed(trained).keys() == {"encoder.cls_token", "decoder.mask_token"}

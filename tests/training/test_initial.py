@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     assert "params/decoder/mask_token: (32,) there, expected (64,)" in told
     (tmp_path / "ramen.ckpt").write_text("any")
     for path, sentence in (
-        (tmp_path / "ramen.ckpt", r"is the file .*ramen_jax\.export --import"),
+        (tmp_path / "ramen.ckpt", r"is a file.*ramen_jax\.export --import"),
         (tmp_path / "nothing", "no checkpoint at"),
     ):
         settings = config(path)
