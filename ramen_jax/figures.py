@@ -150,6 +150,31 @@ def features(
     _save(figure, path)
 
 
+def detail(lines: list[tuple[float, float, float, float]], places: int, path: Path) -> None:
+    """Pixels read right from features against their cost; `lines` of GSD, MFLOP, share, best share possible."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    _, cost, right, best = zip(*lines, strict=True)
+    axes.plot(cost, best, "--", color="0.6", label="at best: every token its commonest class")
+    axes.plot(cost, right, "o-", color="tab:blue", label="read by a linear map from the features")
+    for gsd, flops, share, _ in lines:
+        axes.annotate(
+            f"{gsd:g} m", (flops, share), (0, -13), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.set(xscale="log", xlabel="cost of a place (MFLOP)", ylabel="pixels of the right land cover")
+    axes.set_ylim(bottom=min(right) - 0.04)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=8)
+    figure.suptitle("What a finer target GSD costs, and what it shows")
+    note = (
+        f"Land cover of {places} rendered places that neither the model nor the map has seen, at the pixels of the "
+        "aerial image. Labels at the points: target GSD."
+    )
+    _note(figure, note, 6.4)
+    _save(figure, path)
+
+
 def _pyplot() -> Any:
     import matplotlib
 
