@@ -86,9 +86,12 @@ class Output(ABC):
         except (OSError, rasterio.errors.RasterioError) as error:
             remove(self.partial)
             remove(self.note)
-            # rasterio says "see previous exception"; that one knows what happened.
+            told = str(error)
+            if isinstance(error, rasterio.errors.RasterioError):
+                # It says "see previous exception"; that one knows what happened, but not why.
+                told = f"{error.__cause__ or error} (is the disk full?)"
             raise UserError(
-                f"cannot write {self.path}: {error.__cause__ or error}; the unfinished file was removed", DATA
+                f"cannot write {self.path}: {told}; the unfinished file was removed", DATA
             ) from error
 
 
