@@ -3,7 +3,7 @@
     python -m ramen_jax.train --config configs/large.py --workdir runs/large
 
 Everything but the size is configs/base.py, the preparation of the corpora included; the paper has no figures for this
-size. `--config configs/large.py:quicktest` runs the same path in a minute.
+size. `--config configs/large.py:quicktest` runs the same path in a few minutes.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     RAMEN_JAX_REAL_DATA=DIR python -m ramen_jax.train --config configs/terramesh.py --workdir runs/terramesh
 
 DIR holds terramesh/{S2L2A,S1RTC,DEM}/*.tif. The first start cuts the crops and computes their statistics (seconds).
-Expect, on 2 cores: the loss falls from about 270 to below 10 within 10 minutes. The one place held out for validation
-looks like none of the four it trains on: its loss is higher, and noisy.
+Expect, on 2 cores: the loss falls from about 300 to below 1 in the 300 steps (10 minutes on a busy machine); that of
+the place held out for validation follows it: 6.7, 1.4 and 0.99 at steps 100, 200 and 300.
 The recipe is `fixed`; elevation has one band, which the reference target cannot be computed for.
 """
 
