@@ -11,7 +11,7 @@ import jax
 
 from ramen_jax import config as configuration
 from ramen_jax import console
-from ramen_jax.training import environment, experiment, loop
+from ramen_jax.training import environment, experiment, initial, loop
 
 STOPPED_BY_SIGNAL = 143
 
@@ -44,6 +44,8 @@ def run() -> int:
         jax.distributed.initialize()
     environment.enable_compilation_cache(config)
     workdir = Path(arguments.workdir)
+    if config.train.start_from and not (workdir / "checkpoints").is_dir():
+        initial.require(Path(config.train.start_from))
     loop.claim_workdir(config, workdir)
     job = experiment.build(config, workdir)
     outcome = loop.run(config, workdir, job)

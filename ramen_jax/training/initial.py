@@ -26,6 +26,12 @@ ADDITION = (
 SHOWN = 40
 
 
+def require(path: Path) -> None:
+    """UserError where `path` holds no weights that a training could begin with; looks at names only."""
+    if not is_folder(path):
+        checkpoint.find(path)
+
+
 def begin_with(state: State, path: Path, config: ConfigDict) -> tuple[State, str]:
     """The fresh `state` with the weights at `path`, and a sentence about what was taken.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ramen_jax import config as configuration
+from ramen_jax import train
 from ramen_jax.console import UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.source import Source, describe, read_checkpoint
@@ -146,3 +147,14 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
         initial.begin_with(fresh(config(folder)), folder, config(folder))
+
+
+def test_a_wrong_start_is_told_before_anything_is_written(tmp_path, repository, monkeypatch):
+    tiny, workdir = f"{repository}/configs/tiny.py:quicktest", tmp_path / "run"
+    (tmp_path / "ramen.ckpt").touch()
+    for name, sentence in (("nothing", "no checkpoint at"), ("ramen.ckpt", "ramen.ckpt is a file")):
+        start = f"--config.train.start_from={tmp_path / name}"
+        monkeypatch.setattr("sys.argv", ["train", "--config", tiny, "--workdir", str(workdir), start])
+        with pytest.raises(UserError, match=sentence):
+            train.run()
+    assert not workdir.exists()
