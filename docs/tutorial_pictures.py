@@ -18,6 +18,7 @@ from ramen_jax import display, embed, figures, sampling
 from ramen_jax.data import synthetic_earth
 
 SCENE_GSDS = (160.0, 80.0, 40.0, 20.0)
+OVERLAP = 24  # tokens, half a tile: a model of a few minutes knows places of 640 m only, and shows its tiles
 DETAIL_GSDS = (16.0, 10.0, 8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 PLACES, HELD_OUT = 64, 16  # rendered from a seed that no training uses
 SEED = 99
@@ -43,7 +44,8 @@ def scene(options: argparse.Namespace) -> None:
                 "--sensor",
                 options.sensor,
             ]
-            embed.run([str(text) for text in (*command, "--target-gsd", f"{gsd:g}", "--output", output)])
+            command += ["--target-gsd", f"{gsd:g}", "--output", output, "--overlap", OVERLAP]
+            embed.run([str(text) for text in command])
             with rasterio.open(output) as source:
                 maps.append((gsd, source.read().transpose(1, 2, 0)))
             size = (maps[-1][1].shape[0] * gsd, maps[-1][1].shape[1] * gsd)
