@@ -34,6 +34,7 @@ from ramen_jax.data.packing import TEMPORALS, Capacity, view_grid
 from ramen_jax.data.records import CorpusSpec
 
 MIXTURE_BLOCK = 1024
+ARITHMETIC = 1  # raise it with every change that gives other batches for the same arguments
 FEW = 1024  # samples
 ENOUGH = 1024  # positions to lay out together for a corpus of few samples
 DRAWS = ("per_sample", "per_step")
@@ -176,6 +177,7 @@ class Plan:
     def summary(self) -> dict[str, object]:
         """JSON-able description; two plans with the same summary give the same batches."""
         return {
+            "arithmetic": ARITHMETIC,
             "seed": self.seed,
             "draw": self.draw,
             "views_per_sample": self.views_per_sample,
