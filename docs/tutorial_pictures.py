@@ -14,8 +14,9 @@ import numpy as np
 import rasterio
 
 import ramen_jax as rj
-from ramen_jax import display, embed, figures, sampling
-from ramen_jax.data import synthetic_earth
+from ramen_jax import embed, sampling
+from ramen_jax.earth import places
+from ramen_jax.visual import display, figures
 
 SCENE_GSDS = (160.0, 80.0, 40.0, 20.0)
 OVERLAP = 24  # tokens, half a tile: a model of a few minutes knows places of 640 m only, and shows its tiles
@@ -67,14 +68,14 @@ def scene(options: argparse.Namespace) -> None:
 def detail(options: argparse.Namespace) -> None:
     """How well land cover is read from the features of an aerial image, against what they cost."""
     model = rj.load(options.checkpoint)
-    spec = synthetic_earth.corpus_spec("tiny")
+    spec = places.corpus_spec("tiny")
     aerial = spec.modality("aerial")
     size = aerial.height * aerial.sensor.gsd
     images, labels = [], []
     for place in range(PLACES):
-        image = synthetic_earth.render_place(SEED, place, spec).images["aerial"]
+        image = places.render_place(SEED, place, spec).images["aerial"]
         images.append({"aerial": rj.Image(image.values, image.dates)})
-        labels.append(synthetic_earth.render_labels(SEED, place, spec, "aerial", "worldcover"))
+        labels.append(places.render_labels(SEED, place, spec, "aerial", "worldcover"))
     classes = np.unique(labels)
     truth_PxHxWxK = (np.stack(labels)[..., None] == classes).astype(np.float32)
     lines = []

@@ -25,17 +25,18 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ramen_jax import sampling
+from ramen_jax import samples, sampling
+from ramen_jax.attention.attention import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
 from ramen_jax.console import USAGE, UserError, close_names
-from ramen_jax.data import packing, records
-from ramen_jax.data.batch import Rows
-from ramen_jax.data.records import CorpusSpec, ModalitySpec, Sample
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.folder import is_folder, read_folder
-from ramen_jax.model.attention import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
 from ramen_jax.model.encoder import RamenEncoder
 from ramen_jax.model.resampler import EXPERTS
 from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.no_data import missing_pixels
+from ramen_jax.rows import packing
+from ramen_jax.rows.batch import Rows
+from ramen_jax.samples import CorpusSpec, ModalitySpec, Sample
 from ramen_jax.sensors import Sensor, registry
 
 EXTENT_TOLERANCE = 0.1  # how much the extents of two images of one place may differ
@@ -435,7 +436,7 @@ def describe_place(
     return spec, Sample("place", stored)
 
 
-def _record(name: str, image: Image, sensor: Sensor) -> records.Image:
+def _record(name: str, image: Image, sensor: Sensor) -> samples.Image:
     """Values in a stored dtype, with what was not measured marked and set to 0."""
     values = image.values
     if values.shape[1] != len(sensor.bands):
@@ -443,7 +444,7 @@ def _record(name: str, image: Image, sensor: Sensor) -> records.Image:
             f"'{name}' has {values.shape[1]} bands, sensor '{sensor.name}' has {len(sensor.bands)}: "
             f"{', '.join(band.name for band in sensor.bands)}"
         )
-    if values.dtype.name not in records.DTYPES:
+    if values.dtype.name not in samples.DTYPES:
         values = values.astype(np.float32)
     valid = ~missing_pixels(values, sensor.nodata)
     if image.valid is not None:
@@ -451,18 +452,7 @@ def _record(name: str, image: Image, sensor: Sensor) -> records.Image:
     if values.dtype.kind == "f":
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     present = np.ones(values.shape[1], bool)
-    return records.Image(values, image.days, present, None if valid.all() else valid)
-
-
-def missing_pixels(values_TxCxHxW: np.ndarray, nodata: float | None) -> np.ndarray:
-    """Bool [T, H, W]: a band is not finite or is `nodata`; with a nodata of 0, all bands are."""
-    missing = np.zeros((len(values_TxCxHxW), *values_TxCxHxW.shape[2:]), bool)
-    if values_TxCxHxW.dtype.kind == "f":
-        missing |= ~np.isfinite(values_TxCxHxW).all(axis=1)
-    if nodata is not None and np.isfinite(nodata):
-        same = values_TxCxHxW == nodata
-        missing |= same.all(axis=1) if nodata == 0 else same.any(axis=1)
-    return missing
+    return samples.Image(values, image.days, present, None if valid.all() else valid)
 
 
 def token_maps(layer_ExD: Any, names: Sequence[str], grid: tuple[int, int]) -> dict[str, Any]:

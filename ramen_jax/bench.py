@@ -19,10 +19,11 @@ import numpy as np
 from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError, close_names
-from ramen_jax.data import pipeline
-from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
-from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
-from ramen_jax.training import environment, experiment, optimizer, sharding
+from ramen_jax.parallel import mesh as sharding
+from ramen_jax.rows import pipeline
+from ramen_jax.rows.packing import PackedView, exact_capacity, pack, view_grid
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
+from ramen_jax.training import environment, experiment, optimizer
 from ramen_jax.training.step import abstract_state, create_state, make_step, state_shardings
 
 EXAMPLES = """  python -m ramen_jax.bench --config configs/base.py --corpus flairhub --target-gsd 10 --batch 1 --dates 8

@@ -130,9 +130,7 @@ def corpus(name: str, **changes: Any) -> ConfigDict:
     entry = ConfigDict()
     entry.name = name
     entry.kind = ""  # one of KINDS: which reader prepares it; "": the one named in `spec`
-    entry.spec = (
-        ""  # YAML that describes the corpus, or the name of one in configs/corpora; "": the kind's own
-    )
+    entry.spec = ""  # YAML that describes the corpus, or the name of one that ships; "": that of the kind
     entry.source = ""  # folder of the original files; environment variables are expanded
     entry.options = ConfigDict(type_safe=False)  # reader option -> value, over those of the YAML
     entry.prepared = ""  # folder of the prepared corpus; "": {workdir}/corpora/{name}, prepared on first use

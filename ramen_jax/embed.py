@@ -25,10 +25,10 @@ from rasterio.windows import Window
 
 from ramen_jax import api, console, sampling
 from ramen_jax.console import USAGE, UserError, progress
-from ramen_jax.data.batch import Rows
-from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
-from ramen_jax.feature_files import Output, output_format
-from ramen_jax.rasters import Layer, Place, implausible, open_place, overview
+from ramen_jax.embedding.feature_files import Output, output_format
+from ramen_jax.embedding.rasters import Layer, Place, implausible, open_place, overview
+from ramen_jax.rows.batch import Rows
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Sensor, load_sensors
 
 PCA_SAMPLES = 50_000

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ramen_jax import console, display, figures
-from ramen_jax.data.packing import PackedView, exact_capacity, pack, view_grid
-from ramen_jax.data.records import CorpusSpec, Image, Prepared, Sample
+from ramen_jax import console
+from ramen_jax.corpora.records import Prepared
+from ramen_jax.rows.packing import PackedView, exact_capacity, pack, view_grid
+from ramen_jax.samples import CorpusSpec, Image, Sample
 from ramen_jax.sensors import Sensor
+from ramen_jax.visual import display, figures
 
 TOKEN_BUDGET = 6_000  # tokens of one encoded scene, so that a picture takes seconds on a laptop
 DATES = 12  # of a series that are given to the model, for the same reason

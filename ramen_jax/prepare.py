@@ -22,10 +22,9 @@ import yaml
 
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
-from ramen_jax.data import records
-from ramen_jax.data.corpora import BadItem, load_description, settings_of
-from ramen_jax.data.corpora.archives import find_archives, unpack
-from ramen_jax.data.records import MANIFEST, Prepared
+from ramen_jax.corpora import BadItem, load_description, records, settings_of
+from ramen_jax.corpora.archives import find_archives, unpack
+from ramen_jax.corpora.records import MANIFEST, Prepared
 
 _EXAMPLES = """\
   python -m ramen_jax.prepare --corpus flairhub --source /data/flairhub/data --output /data/prepared/flairhub
@@ -105,7 +104,7 @@ def _build(
     # Imported here: TFDS takes a second, and a run whose corpus is prepared never needs it.
     import tensorflow_datasets as tfds
 
-    from ramen_jax.data.corpora.builder import builder_class
+    from ramen_jax.corpora.builder import builder_class
 
     build, parts = folder / ".build", folder / ".parts"
     shutil.rmtree(build, ignore_errors=True)
@@ -206,7 +205,9 @@ def run() -> None:
     parser = console.parser(
         "prepare", "Original files to ArrayRecord shards, manifest and statistics.", _EXAMPLES
     )
-    parser.add_argument("--corpus", help="name of a shipped description (configs/corpora), or a YAML file")
+    parser.add_argument(
+        "--corpus", help="name of a shipped description (ramen_jax/corpora/descriptions), or a YAML file"
+    )
     parser.add_argument("--source", help="folder of the original files")
     parser.add_argument("--output", required=True, help="folder for manifest.json and the shards")
     parser.add_argument("--workers", type=int, help="processes (default: one per processor)")

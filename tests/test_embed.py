@@ -15,8 +15,9 @@ import zarr
 from affine import Affine
 
 import ramen_jax as rj
-from ramen_jax import api, embed, feature_files, rasters, sampling
+from ramen_jax import api, embed, sampling
 from ramen_jax.console import UserError
+from ramen_jax.embedding import feature_files, rasters
 from ramen_jax.sensors import sensor
 from tests import exported
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ramen_jax import config as configuration
-from ramen_jax import display, figures, pictures
-from ramen_jax.data import synthetic_earth
+from ramen_jax import pictures
+from ramen_jax.earth import places
 from ramen_jax.sensors import registry, sensor
+from ramen_jax.visual import display, figures
 
 RNG = np.random.default_rng(0)
 
@@ -88,9 +89,9 @@ class Rendered(list):
     split = "train"
 
     def __init__(self):
-        spec = synthetic_earth.corpus_spec("tiny")
+        spec = places.corpus_spec("tiny")
         spec = dataclasses.replace(spec, modalities=tuple(map(spec.modality, ("spot", "dem", "s1_des"))))
-        super().__init__(synthetic_earth.render_place(0, place, spec) for place in range(2))
+        super().__init__(places.render_place(0, place, spec) for place in range(2))
         modalities = []
         for modality in spec.modalities:
             values = np.concatenate([sample.images[modality.name].values for sample in self]).astype(
@@ -131,7 +132,7 @@ def tiny():
 
 
 def test_target_gsds_are_those_trained_on_and_stay_within_the_budget():
-    spec = synthetic_earth.corpus_spec("tiny")
+    spec = places.corpus_spec("tiny")
     extent = spec.modalities[0].height * spec.modalities[0].sensor.gsd
     trained_on = tuple(extent / side for side in (2, 4, 8, 10, 16, 60))
     assert pictures.choose_gsds(spec, trained_on) == [extent / 4, extent / 8, extent / 16]

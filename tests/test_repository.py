@@ -28,8 +28,9 @@ HELP_SECONDS = (
 # Without a place for these, a loader process would pay for JAX and lose its memory to it.
 LIGHT_MODULES = (
     *("ramen_jax", "ramen_jax.sensors", "ramen_jax.sampling", "ramen_jax.config", "ramen_jax.console"),
-    *("ramen_jax.display", "ramen_jax.figures", "ramen_jax.pictures"),
+    *("ramen_jax.visual.display", "ramen_jax.visual.figures", "ramen_jax.pictures"),
 )
+LIGHT_ROOMS = ("rows", "corpora", "earth", "visual", "benchmarks")
 HEAVY = ("jax", "torch", "flax", "tensorflow", "optax", "orbax")
 
 
@@ -42,8 +43,10 @@ def tracked(repository: Path) -> list[str]:
 
 
 def light_modules(repository: Path) -> list[str]:
-    data = repository / "ramen_jax" / "data"
-    files = sorted(path for path in data.rglob("*.py") if path.name != "__init__.py")
+    package = repository / "ramen_jax"
+    files = sorted(
+        path for room in LIGHT_ROOMS for path in (package / room).rglob("*.py") if path.name != "__init__.py"
+    )
     names = [".".join(path.relative_to(repository).with_suffix("").parts) for path in files]
     return [*LIGHT_MODULES, *names]
 

@@ -5,7 +5,7 @@ experts and transposed projector folded, at token resolution -> bilinear to the 
 (official DecoderViT.py). A token's reconstruction is one vector of C numbers: the decoder cannot express detail
 below the token.
 
-Shape letters: as in ramen_jax.data.batch, and D decoder width.
+Shape letters: as in ramen_jax.rows.batch, and D decoder width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ramen_jax.data.batch import Images, Rows
 from ramen_jax.model.encoder import TOP_EPS
 from ramen_jax.model.encodings import sincos, sincos_2d
 from ramen_jax.model.images import gather_slots, scatter_cells, spread_slots, to_pixels, token_frames
@@ -25,6 +24,7 @@ from ramen_jax.model.layers import in_chunks, layer_norm, linear
 from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
 from ramen_jax.model.transformer import Block, Transformer
+from ramen_jax.rows.batch import Images, Rows
 from ramen_jax.sensors import Sensor
 
 CHUNK_VALUES = 1 << 26

@@ -3,7 +3,7 @@
 channel projector -> scale resampler -> temporal attention where there are dates -> LayerNorm -> positions in
 metres -> CLS -> transformer -> LayerNorm (paper section 3; official RamenViT.py).
 
-Shape letters: as in ramen_jax.data.batch, and D width, K folded input (see resampler.py).
+Shape letters: as in ramen_jax.rows.batch, and D width, K folded input (see resampler.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ramen_jax.data.batch import Images, Rows
 from ramen_jax.model.encodings import sincos_2d
 from ramen_jax.model.images import gather_cells, gather_slots, sampled, spread_slots, token_frames
 from ramen_jax.model.layers import layer_norm
@@ -23,6 +22,7 @@ from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
 from ramen_jax.model.temporal import HEADS, LTAE
 from ramen_jax.model.transformer import Transformer
+from ramen_jax.rows.batch import Images, Rows
 from ramen_jax.sensors import Sensor
 
 TOP_EPS = 1e-6

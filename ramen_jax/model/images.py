@@ -1,6 +1,6 @@
 """From image slots to tokens and back: normalisation, sampling, gathering and scattering.
 
-All in float32. The helpers take one modality's `Images` (see ramen_jax.data.batch for the shape letters).
+All in float32. The helpers take one modality's `Images` (see ramen_jax.rows.batch for the shape letters).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ramen_jax.data.batch import FRAME_NONE, FRAME_REAL, Images
+from ramen_jax.rows.batch import FRAME_NONE, FRAME_REAL, Images
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

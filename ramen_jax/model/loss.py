@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ramen_jax.data.batch import FRAME_NONE, Images, Rows
 from ramen_jax.model.images import normalised, observed
+from ramen_jax.rows.batch import FRAME_NONE, Images, Rows
 
 TARGETS = ("per_pixel", "standardised")
 VARIANCE_EPS = 1e-6

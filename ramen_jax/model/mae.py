@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ramen_jax.data.batch import Rows
 from ramen_jax.model.decoder import RamenDecoder
 from ramen_jax.model.encoder import RamenEncoder
 from ramen_jax.model.loss import check_target, loss_counts, modality_loss
+from ramen_jax.rows.batch import Rows
 from ramen_jax.sensors import Sensor
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ramen_jax.model.attention import SAVED, attention
+from ramen_jax.attention.attention import SAVED, attention
 from ramen_jax.model.layers import layer_norm, linear
 
 KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)

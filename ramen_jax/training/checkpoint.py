@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ramen_jax.console import DATA, UserError
-from ramen_jax.training import sharding
+from ramen_jax.parallel import mesh as sharding
 from ramen_jax.training.step import State
 
 ARRAYS = ("params", "statistics", "opt_state")

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 import ramen_jax
-from ramen_jax.training import sharding
+from ramen_jax.parallel import mesh as sharding
 
 
 def enable_compilation_cache(config: ConfigDict) -> Path | None:

@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from ramen_jax.config import plain
 from ramen_jax.console import DATA, USAGE, UserError
-from ramen_jax.data import pipeline, synthetic_earth
-from ramen_jax.data.plan import Plan, PlannedCorpus
-from ramen_jax.data.records import CorpusSpec, Prepared, read_manifest
-from ramen_jax.model.axes import logical_axes
+from ramen_jax.corpora.records import Prepared, read_manifest
+from ramen_jax.earth import places
 from ramen_jax.model.loss import check_target
 from ramen_jax.model.mae import RamenMAE, loss_counts
 from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.parallel.rules import logical_axes
 from ramen_jax.prepare import prepare
+from ramen_jax.rows import pipeline
+from ramen_jax.rows.plan import Plan, PlannedCorpus
+from ramen_jax.samples import CorpusSpec
 from ramen_jax.sensors import Sensor, sensor
 from ramen_jax.training.loop import Job
 from ramen_jax.training.step import Model, describe
@@ -38,7 +40,7 @@ def ramen(config: ConfigDict) -> Model:
 
 def geometry(corpus: str) -> CorpusSpec:
     """The modalities, sizes and sensors of a corpus known by name. UserError lists the close ones."""
-    return synthetic_earth.corpus_spec(corpus)
+    return places.corpus_spec(corpus)
 
 
 def build(config: ConfigDict, workdir: Path) -> Job:

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from ramen_jax.console import DATA, UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.folder import is_folder, read_folder
+from ramen_jax.parallel.mesh import flat_names
 from ramen_jax.training import checkpoint
-from ramen_jax.training.sharding import flat_names
 from ramen_jax.training.step import State
 
 # Settings of the model that leave no trace in a shape.

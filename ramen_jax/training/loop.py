@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import DATA, USAGE, UserError
-from ramen_jax.data.pipeline import StepBatch
-from ramen_jax.training import checkpoint, environment, initial, optimizer, sharding
+from ramen_jax.parallel import mesh as sharding
+from ramen_jax.rows.pipeline import StepBatch
+from ramen_jax.training import checkpoint, environment, initial, optimizer
 from ramen_jax.training.metrics import Clock, Metrics
 from ramen_jax.training.step import (
     Model,

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ramen_jax.training import sharding
+from ramen_jax.parallel import mesh as sharding
 
 Tree = Any  # nested dicts of arrays, string keys only (they survive any checkpoint format)
 

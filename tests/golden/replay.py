@@ -29,13 +29,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ramen_jax.config import default
-from ramen_jax.data.batch import Rows
-from ramen_jax.data.packing import PackedView, exact_capacity, pack
-from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.interchange.torch_weights import from_official, to_official
 from ramen_jax.model.mae import RamenMAE, loss_counts
 from ramen_jax.model.projector import ELEVATION, RADAR
 from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.rows.batch import Rows
+from ramen_jax.rows.packing import PackedView, exact_capacity, pack
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Band, Sensor
 
 # Relative for losses, gradient norms and the trajectory; absolute for tokens and reconstructions.

@@ -278,7 +278,8 @@ SHARDED = """
 import sys, pathlib, numpy, jax
 from ramen_jax import config as configuration
 from ramen_jax.interchange import torch_weights
-from ramen_jax.training import checkpoint, experiment, optimizer, sharding, step
+from ramen_jax.training import checkpoint, experiment, optimizer, step
+from ramen_jax.parallel import mesh as sharding
 overrides = ["sharding.data=1", "sharding.fsdp=8", "data.rows_per_step=8"]
 config = configuration.finish(configuration.load("configs/tiny.py", []), overrides)
 model = experiment.ramen(config)

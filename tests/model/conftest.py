@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ramen_jax.data.packing import PackedView
-from ramen_jax.data.records import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.model.mae import RamenMAE
 from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.rows.packing import PackedView
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Band, Sensor
 
 OPTICAL = tuple(Band(name=f"b{i}", wavelength_nm=w) for i, w in enumerate((490.0, 560.0, 665.0, 842.0)))

@@ -13,13 +13,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ramen_jax.config import SIZES, default
-from ramen_jax.data.batch import Rows
-from ramen_jax.data.packing import PackedView, exact_capacity, pack
-from ramen_jax.data.records import Image
-from ramen_jax.model.axes import logical_axes
 from ramen_jax.model.loss import modality_loss, targets
 from ramen_jax.model.mae import RamenMAE, loss_counts
 from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.parallel.rules import logical_axes
+from ramen_jax.rows.batch import Rows
+from ramen_jax.rows.packing import PackedView, exact_capacity, pack
+from ramen_jax.samples import Image
 from tests.model.conftest import SENSORS, SPEC, build, make_view, traps
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from ramen_jax import config as configuration
 from ramen_jax.bench import random_views, with_statistics
-from ramen_jax.data.packing import exact_capacity, pack
-from ramen_jax.data.synthetic_earth import corpus_spec
-from ramen_jax.training import environment, experiment, optimizer, sharding
+from ramen_jax.earth.places import corpus_spec
+from ramen_jax.parallel import mesh as sharding
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.training import environment, experiment, optimizer
 from ramen_jax.training.step import create_state, make_step, state_shardings
 
 MODALITIES = {"flairhub_small": ("dem", "s2"), "mmearth_small": ("dem", "s1")}

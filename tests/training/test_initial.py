@@ -15,7 +15,8 @@ from ramen_jax import train
 from ramen_jax.console import UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.source import Source, describe, read_checkpoint
-from ramen_jax.training import checkpoint, experiment, initial, loop, metrics, optimizer, sharding
+from ramen_jax.parallel import mesh as sharding
+from ramen_jax.training import checkpoint, experiment, initial, loop, metrics, optimizer
 from ramen_jax.training.step import abstract_state, make_evaluation, state_shardings
 from tests.training import toy
 

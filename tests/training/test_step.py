@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ramen_jax.console import UserError
-from ramen_jax.training import optimizer, sharding
+from ramen_jax.parallel import mesh as sharding
+from ramen_jax.training import optimizer
 from tests.training import real, toy
 
 # One step at seed 42 in float32 on CPU. A change that moves these is a change of the numbers of a training.

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from ramen_jax import config as configuration
-from ramen_jax.data.pipeline import StepBatch
+from ramen_jax.rows.pipeline import StepBatch
 from ramen_jax.sensors import sensor
 from ramen_jax.training import loop
 from ramen_jax.training.step import describe
