@@ -59,6 +59,7 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.05, 1.0
 class Worst:
     """The worst error of each kind, and where it was."""
 
+    tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)
     errors: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def add(self, kind: str, error: float, where: str) -> None:
@@ -68,13 +69,14 @@ class Worst:
             self.errors[kind] = (error, where)
 
     def failures(self) -> list[str]:
-        return [kind for kind, (error, _) in self.errors.items() if error > TOLERANCES[kind]]
+        return [kind for kind, (error, _) in self.errors.items() if error > self.tolerances[kind]]
 
     def table(self) -> str:
         lines = [f"{'quantity':<24}{'worst error':>14}{'tolerance':>12}  where"]
         for kind, (error, where) in self.errors.items():
-            mark = "" if error <= TOLERANCES[kind] else "  TOO LARGE"
-            lines.append(f"{kind:<24}{error:>14.2e}{TOLERANCES[kind]:>12.0e}  {where}{mark}")
+            tolerance = self.tolerances[kind]
+            mark = "" if error <= tolerance else "  TOO LARGE"
+            lines.append(f"{kind:<24}{error:>14.2e}{tolerance:>12.0e}  {where}{mark}")
         return "\n".join(lines)
 
 

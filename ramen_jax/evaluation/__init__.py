@@ -1,0 +1,1 @@
+"""How good a checkpoint is: benchmarks and probes on frozen features."""
