@@ -26,7 +26,7 @@ from rasterio.windows import Window
 from ramen_jax import api, console, sampling
 from ramen_jax.console import USAGE, UserError, progress
 from ramen_jax.embedding.feature_files import Output, output_format
-from ramen_jax.embedding.rasters import Layer, Place, implausible, open_place, overview
+from ramen_jax.embedding.rasters import Layer, Place, doubts, open_place, overview
 from ramen_jax.rows.batch import Rows
 from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Sensor, load_sensors
@@ -309,7 +309,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         triples = list(zip(names, options.image, sensors, strict=True))
         place = open_place(triples, options.target_gsd, stack, max_step=max(options.overlap, 1))
         for layer in place.layers:
-            place.notes.extend(filter(None, [implausible(layer, overview(layer))]))
+            place.notes.extend(doubts(layer))
             if not own:
                 layer.sensor = with_image_statistics(layer)
         for note in place.notes:

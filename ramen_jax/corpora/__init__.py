@@ -59,12 +59,14 @@ class Corpus(ABC):
       name: of the corpus.
       modalities: without statistics; `prepare` fills in max_dates, has_valid and the statistics.
       samples_per_item: about how many samples `read` returns (it only sizes the shards).
+      notes: sentences about the files that a person should read; `prepare` prints them.
     """
 
     OPTIONS: ClassVar[dict[str, Any]] = {}  # option -> default
     name: str
     modalities: tuple[ModalitySpec, ...]
     samples_per_item = 1
+    notes: tuple[str, ...] = ()
 
     def __init__(self, source: Path, options: Mapping[str, Any]) -> None:
         self.source = source
@@ -191,6 +193,7 @@ def make_image(
     nodata: float | None,
     file: str | Path,
     present: np.ndarray | None = None,
+    measured: np.ndarray | None = None,
 ) -> Image:
     """An image with its no-data pixels marked.
 
@@ -202,6 +205,8 @@ def make_image(
         a very dark surface measures; any other value marks the pixel in whichever band it stands.
       file: named in errors.
       present: [C], False for bands that were not delivered; None = all.
+      measured: [T, H, W], False where the file's masks say that nothing was measured; NaN and the infinities then are
+        no measurements either. None: the values alone tell.
 
     Errors: BadItem for pixels that are NaN or infinite although `nodata` does not say so, for frames without a
     date, and for an image without a single valid pixel.
@@ -213,10 +218,12 @@ def make_image(
         raise BadItem(file, f"{frames} frames but {len(dates)} dates")
     present = np.ones(bands, bool) if present is None else present
     missing_TxHxW = missing_pixels(values, nodata, present)
+    if measured is not None:
+        missing_TxHxW |= ~measured
     if values.dtype.kind == "f":
         broken = ~np.isfinite(values)
         if broken.any():
-            if nodata is None or np.isfinite(nodata):
+            if measured is None and (nodata is None or np.isfinite(nodata)):
                 raise BadItem(
                     file, f"{int(broken.sum())} NaN or infinite pixels (`nodata: nan` would mask them)"
                 )

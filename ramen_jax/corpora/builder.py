@@ -161,6 +161,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             "facts": corpus.facts(),
             "rejected": len(lines),
             "warnings": [
+                *corpus.notes,
                 *(f"split {split} is left out: it has not a single good sample" for split in empty),
                 *_warnings(corpus, statistics),
             ],
