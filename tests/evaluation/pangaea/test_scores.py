@@ -40,6 +40,15 @@ def test_published_dice_pushes_ignored_pixels_down() -> None:
     assert np.all(np.asarray(gradient)[np.asarray(labels) == -1] > 0)
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_masked_dice_sees_the_counted_pixels_only(classes: int) -> None:
+    """Half of every image is ignored: the loss is that of the other half."""
+    logits, labels = pixels(classes)
+    labels = jnp.maximum(labels, 0)
+    found = losses.dice(logits, labels.at[:, :, 3:].set(-1), mask_probabilities=True)
+    np.testing.assert_allclose(found, losses.dice(logits[:, :, :3], labels[:, :, :3]), rtol=1e-5)
+
+
 def test_dice_leaves_out_a_sample_without_labels() -> None:
     logits, labels = pixels(3)
     alone = losses.dice(logits[:1], labels[:1])
