@@ -1,7 +1,7 @@
 """The paper's pretraining: RAMEN base (131,459,658 parameters) on FLAIR-HUB, MMEarth64 and WorldStrat.
 
-    python -m ramen_jax.prepare --corpus flairhub --source DIR --output data/flairhub      (also mmearth)
-    python -m ramen_jax.prepare --corpus worldstrat --source DIR --output data/worldstrat --set repeats=reference
+    python -m ramen_jax.prepare --corpus flairhub --source DIR --output data/flairhub --recipe reference
+        (also mmearth and worldstrat)
     python -m ramen_jax.train --config configs/base.py --workdir runs/base
         --config.corpora.flairhub.prepared=data/flairhub --config.corpora.mmearth.prepared=data/mmearth
         --config.corpora.worldstrat.prepared=data/worldstrat

@@ -15,8 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ramen_jax.config_rules import RECIPE, SIZES, TRAPS, expand_recipe, usage, validate
+from ramen_jax.config_rules import SIZES, usage, validate
 from ramen_jax.console import close_names
+from ramen_jax.recipe import FOLLOW, PREPARED, TRAPS, Recipe
 
 # Groups of a corpus whose keys are the user's, and an example of their values.
 OPEN_GROUPS: dict[str, Any] = {"temporal_dropout": 0.0, "max_dates": 0, "options": None}
@@ -31,80 +32,106 @@ EXECUTION_KEYS = (
 def default() -> ConfigDict:
     """All keys with their defaults (the paper's base model on no corpus). Zero or "" means "decided by the program"."""
     config = ConfigDict()
-    config.recipe = (
-        "reference"  # "reference": the official code's numbers; "fixed": ours. Expands into traps.*
-    )
-    config.seed = 42  # of initialisation, masks, draws, order and dropout
+    # "reference": the official code's numbers; "fixed": ours. Expands into traps.*
+    config.recipe = "reference"
+    # of initialisation, masks, draws, order and dropout
+    config.seed = 42
 
     config.model = ConfigDict()
-    config.model.embed_dim = 768  # encoder width, channels; a multiple of 32
-    config.model.depth = 12  # encoder blocks
+    # encoder width, channels; a multiple of 32
+    config.model.embed_dim = 768
+    # encoder blocks
+    config.model.depth = 12
     config.model.num_heads = 12
-    config.model.mlp_ratio = 4.0  # hidden width of a block's MLP / its width
-    config.model.decoder_embed_dim = 512  # channels; a multiple of 16
-    config.model.decoder_depth = 8  # decoder blocks, not counting the temporal one
+    # hidden width of a block's MLP / its width
+    config.model.mlp_ratio = 4.0
+    # channels; a multiple of 16
+    config.model.decoder_embed_dim = 512
+    # decoder blocks, not counting the temporal one
+    config.model.decoder_depth = 8
     config.model.decoder_num_heads = 16
-    config.model.mask_ratio = 0.75  # share of a view's tokens that is hidden
-    config.model.block_eps = 1e-6  # LayerNorm epsilon in the blocks
-    config.model.dtype = (
-        "float32"  # of activations and matmuls: "float32" or "bfloat16"; parameters stay float32
-    )
-    config.model.remat = "full"  # recomputed in the backward pass: "none", "full" (each block) or "dots"
+    # share of a view's tokens that is hidden
+    config.model.mask_ratio = 0.75
+    # LayerNorm epsilon in the blocks
+    config.model.block_eps = 1e-6
+    # of activations and matmuls: "float32" or "bfloat16"; parameters stay float32
+    config.model.dtype = "float32"
+    # recomputed in the backward pass: "none", "full" (each block but its attention) or "dots"
+    config.model.remat = "full"
 
-    config.traps = ConfigDict(dict.fromkeys(TRAPS, RECIPE), type_safe=False)  # see TRAPS for the values
+    # see ramen_jax.recipe for the values
+    config.traps = ConfigDict(dict.fromkeys(TRAPS, FOLLOW), type_safe=False)
 
-    config.corpora = ()  # of corpus(...); every step trains on one of them, drawn by weight
+    # of corpus(...); every step trains on one of them, drawn by weight
+    config.corpora = ()
 
     config.data = ConfigDict()
-    config.data.rows_per_step = 16  # packed token rows per step, over all devices and micro-batches
-    config.data.row_length = 0  # decoder tokens per row; 0: the shortest row that is 95 % real tokens
-    config.data.draw = (
-        "per_sample"  # target GSD and modalities are drawn "per_sample" or "per_step" (the paper)
-    )
-    config.data.views_per_sample = 1  # draws of one sample per epoch
-    config.data.workers = 0  # reading processes; 0: one thread in the training process
-    config.data.prefetch = 2  # steps prepared ahead
-    config.data.max_bad_share = 0.01  # share of unreadable samples above which the run stops
+    # packed token rows per step, over all devices and micro-batches
+    config.data.rows_per_step = 16
+    # decoder tokens per row; 0: the shortest row that is 95 % real tokens
+    config.data.row_length = 0
+    # target GSD and modalities are drawn "per_sample" or "per_step" (the paper)
+    config.data.draw = "per_sample"
+    # draws of one sample per epoch
+    config.data.views_per_sample = 1
+    # reading processes; 0: one thread in the training process
+    config.data.workers = 0
+    # steps prepared ahead
+    config.data.prefetch = 2
+    # share of unreadable samples above which the run stops
+    config.data.max_bad_share = 0.01
 
-    config.optimizer = ConfigDict()  # AdamW
-    config.optimizer.learning_rate = 1.5e-4  # at the end of the warm-up
-    config.optimizer.warmup_share = (
-        0.2  # share of the training that warms up linearly (paper: 20 of 100 epochs)
-    )
-    config.optimizer.warmup_from = 1e-5  # learning rate of the first step
-    config.optimizer.final_rate = 1e-6  # learning rate the cosine ends at
-    config.optimizer.per = (
-        "step"  # the schedule moves each "step"; "epoch": once per epoch, as the official code
-    )
-    config.optimizer.weight_decay = 0.05  # on every parameter, as the paper
+    # AdamW
+    config.optimizer = ConfigDict()
+    # at the end of the warm-up
+    config.optimizer.learning_rate = 1.5e-4
+    # share of the training that warms up linearly (paper: 20 of 100 epochs)
+    config.optimizer.warmup_share = 0.2
+    # learning rate of the first step
+    config.optimizer.warmup_from = 1e-5
+    # learning rate the cosine ends at
+    config.optimizer.final_rate = 1e-6
+    # the schedule moves each "step"; "epoch": once per epoch, as the official code
+    config.optimizer.per = "step"
+    # on every parameter, as the paper
+    config.optimizer.weight_decay = 0.05
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.999
     config.optimizer.eps = 1e-8
-    config.optimizer.clip_norm = 1.0  # global gradient norm
-    config.optimizer.accumulate = 1  # micro-batches per step; must divide data.rows_per_step
+    # global gradient norm
+    config.optimizer.clip_norm = 1.0
+    # micro-batches per step; must divide data.rows_per_step
+    config.optimizer.accumulate = 1
 
     config.train = ConfigDict()
-    config.train.epochs = 100.0  # passes over the corpora; ignored when train.steps > 0
-    config.train.steps = 0  # length of the training, steps; 0: from train.epochs
-    config.train.stop_at = 0  # stop (and save) at this step without changing the schedule; 0: at the end
-    config.train.start_from = (
-        ""  # weights to begin with: a workdir or an exported folder; optimizer, step and data begin anew
-    )
-    config.train.skip_steps = ()  # steps to leave out, e.g. one whose loss was not finite
+    # length in units of the steps that all corpora together take per pass; ignored when train.steps > 0. Each corpus
+    # has its share of the steps by weight: with equal weights a small one is passed over more often than a large one
+    config.train.epochs = 100.0
+    # length of the training, steps; 0: from train.epochs
+    config.train.steps = 0
+    # stop (and save) at this step without changing the schedule; 0: at the end
+    config.train.stop_at = 0
+    # weights to begin with: a workdir or an exported folder; optimizer, step and data begin anew
+    config.train.start_from = ""
+    # steps to leave out, e.g. one whose loss was not finite
+    config.train.skip_steps = ()
 
     config.validation = ConfigDict()
-    config.validation.every = 0  # steps; 0: never. Same draws each time, on the corpora's validation split
-    config.validation.steps = 8  # batches per validation and corpus
+    # steps; 0: never. Same draws each time, on the corpora's validation split
+    config.validation.every = 0
+    # batches per validation and corpus
+    config.validation.steps = 8
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 1000  # steps; the last step is always saved
+    # steps; the last step is always saved
+    config.checkpoint.every = 1000
     config.checkpoint.keep_latest = 2
-    config.checkpoint.keep_best = (
-        1  # kept besides the latest: lowest validation loss, else lowest training loss
-    )
+    # kept besides the latest: lowest validation loss, else lowest training loss
+    config.checkpoint.keep_best = 1
 
     config.sharding = ConfigDict()
-    config.sharding.data = -1  # devices per mesh axis; -1: all that the other two leave
+    # devices per mesh axis; -1: all that the other two leave
+    config.sharding.data = -1
     config.sharding.fsdp = 1
     config.sharding.tensor = 1
     # logical axis of the model -> mesh axis ("": replicated). storage: parameters and optimizer state between steps;
@@ -113,15 +140,19 @@ def default() -> ConfigDict:
     config.sharding.compute = ConfigDict({"embed": "", "mlp": "tensor", "heads": "tensor", "layers": ""})
 
     config.logging = ConfigDict()
-    config.logging.every = (
-        10  # steps between lines on the terminal and in TensorBoard; metrics.jsonl has every step
-    )
+    # steps between lines on the terminal and in TensorBoard; metrics.jsonl has every step
+    config.logging.every = 10
     config.logging.tensorboard = True
-    config.logging.stablehlo = True  # keep the lowered step of each corpus in the workdir
+    # keep the lowered step of each corpus in the workdir
+    config.logging.stablehlo = True
+    # "20:25": a profile of these steps (XProf, TensorBoard, Perfetto)
+    config.logging.profile_steps = ""
 
     config.compile_cache = ConfigDict()
-    config.compile_cache.folder = "~/.cache/ramen_jax/xla"  # "": no cache. Must be shared by all hosts
-    config.compile_cache.min_seconds = 1.0  # programs that compile faster are not stored
+    # "": no cache. Must be shared by all hosts
+    config.compile_cache.folder = "~/.cache/ramen_jax/xla"
+    # programs that compile faster are not stored
+    config.compile_cache.min_seconds = 1.0
     return config
 
 
@@ -129,18 +160,30 @@ def corpus(name: str, **changes: Any) -> ConfigDict:
     """One entry of config.corpora: `name` and the keys that differ from the defaults below."""
     entry = ConfigDict()
     entry.name = name
-    entry.kind = ""  # one of KINDS: which reader prepares it; "": the one named in `spec`
-    entry.spec = ""  # YAML that describes the corpus, or the name of one that ships; "": that of the kind
-    entry.source = ""  # folder of the original files; environment variables are expanded
-    entry.options = ConfigDict(type_safe=False)  # reader option -> value, over those of the YAML
-    entry.prepared = ""  # folder of the prepared corpus; "": {workdir}/corpora/{name}, prepared on first use
-    entry.samples = 0  # use only the first samples; 0: all
-    entry.target_gsds = (10.0,)  # metres per token, drawn uniformly
-    entry.weight = 1.0  # share of the steps, relative to the other corpora
-    entry.rows_per_step = 0  # packed rows of a step on this corpus; 0: data.rows_per_step
-    entry.row_length = 0  # decoder tokens per row of this corpus; 0: data.row_length
-    entry.temporal_dropout = ConfigDict()  # modality -> share of its dates dropped in training
-    entry.max_dates = ConfigDict()  # modality -> longest series used; modalities not named keep all dates
+    # one of KINDS: which reader prepares it; "": the one named in `spec`
+    entry.kind = ""
+    # YAML that describes the corpus, or the name of one that ships; "": that of the kind
+    entry.spec = ""
+    # folder of the original files; environment variables are expanded
+    entry.source = ""
+    # reader option -> value, over those of the YAML
+    entry.options = ConfigDict(type_safe=False)
+    # folder of the prepared corpus; "": {workdir}/corpora/{name}, prepared on first use
+    entry.prepared = ""
+    # use only the first samples; 0: all
+    entry.samples = 0
+    # metres per token, drawn uniformly
+    entry.target_gsds = (10.0,)
+    # share of the steps, relative to the other corpora
+    entry.weight = 1.0
+    # packed rows of a step on this corpus; 0: data.rows_per_step
+    entry.rows_per_step = 0
+    # decoder tokens per row of this corpus; 0: data.row_length
+    entry.row_length = 0
+    # modality -> share of its dates dropped in training
+    entry.temporal_dropout = ConfigDict()
+    # modality -> longest series used; modalities not named keep all dates
+    entry.max_dates = ConfigDict()
     for key, value in changes.items():
         if key not in entry:
             raise usage(f"corpus {name!r} has no key {key!r}; {close_names(key, list(entry))}")
@@ -225,9 +268,17 @@ def finish(config: ConfigDict, overrides: Iterable[str] = (), origin: str = "con
     _check_keys(config, origin)
     for override in overrides:
         _apply(config, override)
-    expand_recipe(config)
+    recipe = Recipe.named(
+        config.recipe, **{key: value for key, value in config.traps.items() if value != FOLLOW}
+    )
+    config.traps.update(recipe.to_dict())
     validate(config)
     return config.lock()
+
+
+def recipe_of(config: ConfigDict) -> Recipe:
+    """The traps of a finished configuration as one value."""
+    return Recipe(**config.traps.to_dict())
 
 
 def quicktest(config: ConfigDict) -> None:
@@ -263,7 +314,8 @@ def plain(value: Any) -> Any:
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Lines `key: OLD -> NEW` where two plain() configurations differ in a key that changes the numbers of a run.
 
-    A key that did not exist yet when `theirs` was written had its default.
+    A key that did not exist yet when `theirs` was written had its default. A newer trap of preparing shows in the
+    fingerprint of the corpus, which a checkpoint is checked against.
     """
     known = {
         key: value
@@ -274,6 +326,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if any(key == ignored or key.startswith(ignored + ".") for ignored in EXECUTION_KEYS):
+            continue
+        if key.removeprefix("traps.") in PREPARED and key not in old:
             continue
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if before != after:
@@ -335,7 +389,7 @@ def _apply(config: ConfigDict, override: str) -> None:
     if isinstance(current, ConfigDict) or key == "corpora":
         raise usage(f"config.{key} is a group of keys, not a value; set one of its keys")
     if key == "traps.ltae_dropout":
-        group[last] = value if value == RECIPE else _typed(f"config.{key}", value, 0.0)
+        group[last] = value if value == FOLLOW else _typed(f"config.{key}", value, 0.0)
         return
     group[last] = _typed(f"config.{key}", value, current)
 

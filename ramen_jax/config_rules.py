@@ -1,4 +1,4 @@
-"""What the values of a configuration may be: recipes, sizes, kinds; the sentence for each value that cannot work."""
+"""What the values of a configuration may be: sizes, kinds; the sentence for each value that cannot work."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,23 +6,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ramen_jax.console import USAGE, UserError, close_names
-
-RECIPE = "recipe"  # value of a traps.* key that follows config.recipe
-
-# Every numerical trap of the official code: key -> (reference value, fixed value, other accepted values).
-TRAPS: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
-    "target": ("per_pixel", "standardised", ()),
-    "time_mask": ("reference", "fixed", ()),
-    "modality_embedding": ("none", "bands", ()),
-    "missing": ("zeros", "excluded", ()),
-    "encodings": ("float32", "float32", ("bfloat16",)),
-    "sampling": ("reference", "metric", ("area",)),
-    "temporal": ("all", "visible", ()),
-    "ltae_dropout": (0.1, 0.0, (float,)),
-    "mmearth_wavelengths": ("reference", "fixed", ()),
-    "worldstrat_repeats": ("reference", "fixed", ()),
-    "statistics": ("reference", "pooled", ()),
-}
 
 KINDS = ("synthetic", "flairhub", "mmearth", "worldstrat", "geofolder", "treesatai", "worldcereal")
 
@@ -168,20 +151,3 @@ def _require_choice(key: str, value: Any, choices: Sequence[str]) -> None:
         raise usage(
             f"config.{key} is {value!r}, expected one of {known}; {close_names(str(value), list(choices))}"
         )
-
-
-def expand_recipe(config: ConfigDict) -> None:
-    """Replaces "recipe" in traps.* by the value of config.recipe, and checks every value."""
-    _require_choice("recipe", config.recipe, ("reference", "fixed"))
-    for key, (reference, fixed, others) in TRAPS.items():
-        value = config.traps[key]
-        if value == RECIPE:
-            config.traps[key] = reference if config.recipe == "reference" else fixed
-        elif float in others:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise usage(
-                    f"config.traps.{key} is {value!r}, expected {RECIPE!r} or a share from 0 to below 1"
-                )
-            config.traps[key] = float(value)
-        else:
-            _require_choice(f"traps.{key}", value, (RECIPE, *dict.fromkeys((reference, fixed, *others))))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import sys
 import time
 import traceback
@@ -72,6 +73,11 @@ def main(run: Callable[[], int | None]) -> NoReturn:
         sys.stderr.close()
         raise SystemExit(0) from None
     raise SystemExit(status or 0)
+
+
+def call(module: str, *arguments: Any) -> Any:
+    """`module.run(*arguments)`, imported only now: a command line is read, and its help printed, without JAX."""
+    return importlib.import_module(module).run(*arguments)
 
 
 def close_names(name: str, choices: Iterable[str], limit: int = 3) -> str:

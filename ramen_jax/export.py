@@ -7,10 +7,8 @@ parity.json lies beside the result. Files appear whole or not at all.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
@@ -77,55 +75,18 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} exists; choose another name or give --overwrite", USAGE)
 
 
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(results, dict):
-        raise UserError(f"{path} holds a {type(results).__name__}, expected task: result pairs")
-    return results
-
-
 def run() -> int:
+    """The command."""
     options = parse()
     _check(options)
     try:
-        from ramen_jax.interchange import exchange
+        return console.call("ramen_jax.training.export", options)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise UserError(
             "export needs PyTorch to verify what it writes: pip install 'torch>=2.13,<3'", USAGE
         ) from error
-    from ramen_jax.interchange.source import read_checkpoint
-
-    if options.official is not None:
-        source = exchange.read_official(
-            options.official, options.sensors, options.recipe or "reference", options.num_heads
-        )
-        decoder = source.tensors.keys() != source.encoder.keys()
-    else:
-        decoder = options.decoder
-        source = read_checkpoint(options.checkpoint, decoder)
-    if options.output.suffix == ".jaxexport":
-        exchange.write_artefact(source, options.output, options.input, options.target_gsd, options.overwrite)
-        print(f"wrote {options.output}")
-        return 0
-    report = exchange.export(
-        source,
-        options.output,
-        decoder=decoder,
-        overwrite=options.overwrite,
-        licence=options.licence or exchange.LICENCE_FILE,
-        results=_read_results(options.results) if options.results else None,
-    )
-    cosine = min(run["cosine"] for run in report["runs"])
-    print(
-        f"wrote {options.output}: {len(source.tensors)} tensors; PyTorch and JAX agree to {report['worst']:.1e} "
-        f"(cosine {cosine:.9f}) in {len(report['runs'])} comparisons"
-    )
-    return 0
 
 
 if __name__ == "__main__":

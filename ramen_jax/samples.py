@@ -95,15 +95,43 @@ class ModalitySpec:
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """A corpus without its samples. The FIRST modality defines the extent and the token grid of every view."""
+    """A corpus without its samples.
+
+    Attributes:
+      modalities: sorted by name, whatever order they are given in: the one order of capacities, batches and model (JAX
+        sorts the keys of every dictionary, so it is the order that a traced program sees).
+      declared: the same names as the corpus declares them. The first one defines the extent and the token grid of every
+        view, and draws number the modalities in this order.
+    """
 
     name: str
     modalities: tuple[ModalitySpec, ...]
     fingerprint: str = ""
+    declared: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [modality.name for modality in self.modalities]
+        kept = [name for name in self.declared if name in names]
+        added = [name for name in names if name not in kept]
+        object.__setattr__(self, "declared", (*kept, *added))
+        object.__setattr__(self, "modalities", tuple(sorted(self.modalities, key=lambda m: m.name)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sorted."""
+        return tuple(modality.name for modality in self.modalities)
+
+    @property
+    def first(self) -> ModalitySpec:
+        """The modality that defines extent and grid."""
+        return self.modality(self.declared[0])
+
+    def as_declared(self) -> tuple[ModalitySpec, ...]:
+        """The modalities in the order of `declared`."""
+        return tuple(self.modality(name) for name in self.declared)
 
     def modality(self, name: str) -> ModalitySpec:
         for modality in self.modalities:
             if modality.name == name:
                 return modality
-        known = ", ".join(modality.name for modality in self.modalities)
-        raise ValueError(f"corpus {self.name} has no modality {name!r}; it has {known}")
+        raise ValueError(f"corpus {self.name} has no modality {name!r}; it has {', '.join(self.declared)}")

@@ -5,15 +5,8 @@ same command again resumes from the newest complete checkpoint and ends with the
 that was never interrupted.
 """
 
-from pathlib import Path
-
-import jax
-
 from ramen_jax import config as configuration
 from ramen_jax import console
-from ramen_jax.training import environment, experiment, initial, loop
-
-STOPPED_BY_SIGNAL = 143
 
 EXAMPLES = """  python -m ramen_jax.train --config configs/tiny.py --workdir runs/tiny
   python -m ramen_jax.train --config configs/base.py --workdir runs/base --config.optimizer.learning_rate=3e-4
@@ -40,23 +33,7 @@ def run() -> int:
         return 0
     if not arguments.workdir:
         raise console.UserError("--workdir is missing: the folder that keeps this run", console.USAGE)
-    if arguments.distributed:
-        jax.distributed.initialize()
-    environment.enable_compilation_cache(config)
-    workdir = Path(arguments.workdir)
-    if config.train.start_from and not (workdir / "checkpoints").is_dir():
-        initial.require(Path(config.train.start_from))
-    loop.claim_workdir(config, workdir)
-    job = experiment.build(config, workdir)
-    outcome = loop.run(config, workdir, job)
-    if jax.process_index() == 0:
-        if outcome.complete:
-            print(f"training complete: {outcome.step} steps, in {workdir}")
-        else:
-            print(
-                f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
-            )
-    return STOPPED_BY_SIGNAL if outcome.signalled else 0
+    return console.call("ramen_jax.training.pretrain", config, arguments.workdir, arguments.distributed)
 
 
 if __name__ == "__main__":

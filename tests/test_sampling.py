@@ -107,7 +107,7 @@ def test_reference_is_pytorch(pixels: int, gsd: float, target: float) -> None:
 
 @given(pixels=st.integers(8, 60), gsd=st.floats(0.5, 10.0), ratio=st.floats(0.3, 4.0))
 def test_metric_reads_a_ramp_exactly(pixels: int, gsd: float, ratio: float) -> None:
-    """Trap 16: a ramp in metres is read at the true centre of every token away from the border."""
+    """A ramp in metres is read at the true centre of every token away from the border."""
     target = gsd * ratio
     grid = int(pixels / ratio)
     ramp = (np.arange(pixels) + 0.5) * gsd

@@ -28,6 +28,7 @@ from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.corpora.flairhub import MASK, MODALITIES, PatchList, find_list
 from ramen_jax.corpora.records import Prepared
+from ramen_jax.recipe import REFERENCE
 from ramen_jax.rows.pipeline import Source, StepSource, measure
 from ramen_jax.rows.plan import Plan, PlannedCorpus
 from ramen_jax.samples import CorpusSpec, Sample
@@ -140,7 +141,12 @@ def our_speed(prepared: Path, seconds: float) -> dict[str, Any]:
     corpus = Prepared(prepared)
     spec = corpus.spec
     dropout = {m.name: 0.3 for m in spec.modalities if m.series}
-    plan = Plan([PlannedCorpus(spec, ENDLESS, GSDS, temporal_dropout=dropout)], seed=0, rows_per_step=BATCH)
+    plan = Plan(
+        [PlannedCorpus(spec, ENDLESS, GSDS, temporal_dropout=dropout)],
+        seed=0,
+        rows_per_step=BATCH,
+        recipe=REFERENCE,
+    )
     sources: dict[str, Source] = {spec.name: Repeated(corpus)}
     steps = StepSource(plan, sources)
     while steps.samples_read < len(corpus):

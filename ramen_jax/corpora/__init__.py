@@ -22,6 +22,7 @@ import yaml
 
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.no_data import missing_pixels
+from ramen_jax.recipe import Recipe
 from ramen_jax.samples import Image, ModalitySpec, Sample
 
 KINDS = {
@@ -32,6 +33,11 @@ KINDS = {
     "treesatai": "TreeSatAI",
     "worldcereal": "WorldCereal",
     "synthetic": "Synthetic",
+}
+# Options of readers that are traps of the official code: the recipe decides them, and nothing else can.
+TRAP_OPTIONS = {
+    "mmearth": {"draw": "mmearth_draw", "zero_planes": "mmearth_zero_planes"},
+    "worldstrat": {"repeats": "worldstrat_repeats", "leaks": "worldstrat_leaks"},
 }
 SHIPPED = Path(__file__).parent / "descriptions"
 
@@ -111,6 +117,23 @@ def load_description(name: str | Path) -> dict[str, Any]:
         # A file of user sensors is named relative to the description that uses it.
         description["sensors"] = str((path.parent / description["sensors"]).resolve())
     return {"name": path.stem, **description}
+
+
+def with_recipe(description: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The description with what the recipe decides, by whatever way the corpus was named.
+
+    Raises:
+        UserError: an option that only the recipe may set.
+    """
+    decided = TRAP_OPTIONS.get(str(description.get("kind")), {})
+    for option, trap in decided.items():
+        if option in description:
+            raise UserError(
+                f"corpus {description.get('name')}: option {option} is decided by the recipe; leave it out and set "
+                f"config.traps.{trap} (`ramen_jax.prepare --trap {trap}=VALUE`)",
+                USAGE,
+            )
+    return {**description, **{option: getattr(recipe, trap) for option, trap in decided.items()}}
 
 
 def settings_of(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,6 @@ class MMEarth(Corpus):
       seed: of both draws.
       draw: "fixed" draws one subset and cuts it in two disjoint splits; "reference" draws a subset for each split
         apart, as the official loader does (without a seed), so that training and validation tiles overlap.
-      wavelengths: "fixed" follows the file (B8A before B8); "reference" labels these two channels as the official
-        configuration does, that is, swapped.
       zero_planes: "fixed" takes S2 planes of zeros and S1 planes without a finite pixel for absent bands;
         "reference" takes every plane of zeros for absent, also a flat tile's slope and elevation 0.
     """
@@ -54,7 +52,6 @@ class MMEarth(Corpus):
         "val": 0.1,
         "seed": 42,
         "draw": "fixed",
-        "wavelengths": "fixed",
         "zero_planes": "fixed",
     }
 
@@ -63,7 +60,7 @@ class MMEarth(Corpus):
         for name in self.options["modalities"]:
             if name not in MODALITIES:
                 raise UserError(f"MMEarth has no modality {name!r}; {close_names(name, MODALITIES)}", USAGE)
-        for key in ("draw", "wavelengths", "zero_planes"):
+        for key in ("draw", "zero_planes"):
             if self.options[key] not in ("fixed", "reference"):
                 raise UserError(
                     f"MMEarth: {key} is {self.options[key]!r}, expected fixed or reference", USAGE
@@ -84,8 +81,6 @@ class MMEarth(Corpus):
 
     def _modality(self, name: str) -> ModalitySpec:
         _, sensor_name, dtype = MODALITIES[name]
-        if name == "s2" and self.options["wavelengths"] == "reference":
-            sensor_name = "mmearth_s2_reference"
         return ModalitySpec(name, sensor(sensor_name), PIXELS, PIXELS, False, 1, dtype)
 
     def _find(self) -> Path:

@@ -11,6 +11,7 @@ Legend of shape suffixes: T dates, C bands, H rows, W columns.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,12 +23,14 @@ import numpy as np
 from array_record.python import array_record_module
 
 from ramen_jax.console import UserError
+from ramen_jax.recipe import FIXED, Recipe
 from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
+from ramen_jax.sensors import Sensor, sensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 EVERY_VARIANT = "all"  # statistics over all samples of a modality, whatever their variant
-STATISTICS = ("pooled", "reference")
+MMEARTH_S2 = {"fixed": "mmearth_s2", "reference": "mmearth_s2_reference"}
 _MAGIC = b"RJR1"
 
 
@@ -193,17 +196,13 @@ class Prepared(Sequence[Sample]):
     Args:
       folder: holds manifest.json and the shards it names.
       split: a split of the manifest, usually "train" or "val".
-      statistics: "pooled" (mean and std over all valid pixels) or "reference" (the official mean of per-image stds).
+      recipe: which statistics (`statistics`), and whose wavelengths MMEarth's B8 and B8A carry.
 
     Errors: ValueError naming the file when the manifest is missing, was edited (its hash no longer matches), names a
     file outside the folder, or a shard is missing or has another size.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], split: str = "train", statistics: str = "pooled"
-    ) -> None:
-        if statistics not in STATISTICS:
-            raise ValueError(f"statistics {statistics!r} is not one of {', '.join(STATISTICS)}")
+    def __init__(self, folder: str | os.PathLike[str], split: str = "train", recipe: Recipe = FIXED) -> None:
         self.folder = Path(folder)
         self.split = split
         self.manifest = read_manifest(self.folder)
@@ -222,8 +221,8 @@ class Prepared(Sequence[Sample]):
                 )
         self._ends = np.cumsum([shard["samples"] for shard in entry["shards"]])
         self._ids = inside(self.folder, entry["ids"]["file"])
-        self._statistics = self._read_statistics(statistics)
-        self.spec = self._read_spec()
+        self._statistics = self._read_statistics(recipe.statistics)
+        self.spec = self._read_spec(recipe)
         self._readers: dict[int, Any] = {}
 
     def _read_statistics(self, which: str) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -235,13 +234,13 @@ class Prepared(Sequence[Sample]):
             for modality, variants in self.manifest["statistics"].items()
         }
 
-    def _read_spec(self) -> CorpusSpec:
+    def _read_spec(self, recipe: Recipe) -> CorpusSpec:
         modalities = []
         for values in self.manifest["modalities"]:
             spec = ModalitySpec.from_dict(values)
             mean, std = self._statistics[spec.name][EVERY_VARIANT]
-            sensor = spec.sensor.with_statistics(tuple(mean.tolist()), tuple(std.tolist()))
-            modalities.append(ModalitySpec(**{**spec.__dict__, "sensor": sensor}))
+            seen = as_encoded(spec.sensor, recipe).with_statistics(tuple(mean.tolist()), tuple(std.tolist()))
+            modalities.append(dataclasses.replace(spec, sensor=seen))
         return CorpusSpec(self.manifest["name"], tuple(modalities), self.manifest["fingerprint"])
 
     def __len__(self) -> int:
@@ -314,6 +313,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "delete the folder and prepare it again"
         )
     return manifest
+
+
+def as_encoded(found: Sensor, recipe: Recipe) -> Sensor:
+    """The sensor as the recipe encodes it: `mmearth_wavelengths` says whose wavelength B8 and B8A carry."""
+    if found.name in MMEARTH_S2.values():
+        return sensor(MMEARTH_S2[recipe.mmearth_wavelengths])
+    return found
 
 
 def _numbers(values: list[float | None], otherwise: float) -> np.ndarray:

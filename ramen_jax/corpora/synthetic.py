@@ -43,7 +43,7 @@ class Synthetic(Corpus):
             max_dates=self.options["max_dates"],
             modalities=self.options["modalities"],
         )
-        self.modalities = self.spec.modalities
+        self.modalities = self.spec.as_declared()
 
     def items(self) -> tuple[dict[str, list[str]], list[BadItem]]:
         places, val_places = self.options["places"], self.options["val_places"]

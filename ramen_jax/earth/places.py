@@ -226,7 +226,7 @@ class Place:
             self.missing_orbit = "asc" if rng.random() < 0.5 else "des"
 
     def sample(self) -> Sample:
-        images = {modality.name: self._image(modality) for modality in self.spec.modalities}
+        images = {modality.name: self._image(modality) for modality in self.spec.as_declared()}
         classes, counts = np.unique(
             self.scene.labels(*self.scene.shape, self.scene.gsd, "worldcover"), return_counts=True
         )

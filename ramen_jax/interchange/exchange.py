@@ -23,11 +23,11 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ramen_jax import api
-from ramen_jax.config import TRAPS
 from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.inference.images import Image
 from ramen_jax.interchange import model_card, torch_ramen, torch_weights
-from ramen_jax.interchange.source import Source, decoder_sizes, departures, describe, template
+from ramen_jax.interchange.source import Source, decoder_sizes, departures, describe, model_of
+from ramen_jax.recipe import Recipe
 from ramen_jax.sensors import Sensor, load_sensors
 
 TOLERANCE = 1e-4
@@ -67,13 +67,15 @@ def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int 
             f"the number of heads of a {model['embed_dim']}-wide encoder is not known; give --num-heads",
             USAGE,
         )
-    traps = {key: values[recipe != "reference"] for key, values in TRAPS.items()}
+    traps = Recipe.named(recipe).to_dict()
     entries = {} if sensors is None else {name: s.to_dict() for name, s in load_sensors(sensors).items()}
     facts = {"recipe": recipe, "imported_from": path.name}
     source = Source(tensors, describe(model, traps, entries, facts))
     # Through our own parameters and back: a tensor that would not survive is found here, not by a user.
     try:
-        back = torch_weights.to_official(*torch_weights.from_official(tensors, template(source.description)))
+        back = torch_weights.to_official(
+            *torch_weights.from_official(tensors, model_of(source.description).shapes)
+        )
     except ValueError as error:
         raise UserError(f"{path}: {error}", DATA) from error
     changed = [name for name, array in back.items() if array.tobytes() != tensors[name].tobytes()]
@@ -117,7 +119,7 @@ def compare(source: Source, written: torch_ramen.RamenEncoder) -> dict[str, Any]
     Without sensors in the description, an optical, a radar and an elevation modality stand in. Values are noise around
     each band's mean; the first sensor has one date, the others several, so that both paths are run.
     """
-    model = source.model()
+    model = source.encoder_model()
     groups: dict[str, dict[str, Sensor]] = {}
     for name, sensor in model.sensors.items():
         corpus, _, modality = name.rpartition("/")
@@ -142,7 +144,7 @@ def compare(source: Source, written: torch_ramen.RamenEncoder) -> dict[str, Any]
             physical = mean + std * rng.standard_normal(shape, np.float32)
             values = ((physical - sensor.offset) / sensor.scale).astype(np.float32)
             days = np.arange(shape[0]) * 100 + 50
-            images[name] = api.Image(values, days, sensor)
+            images[name] = Image(values, days, sensor)
             tensors[name], described[name] = torch.from_numpy(values)[None], sensor.to_dict()
         ours = model.encode(images, gsd, layers)
         days_BxT = torch.from_numpy(np.arange(PARITY_DATES) * 100 + 50)[None]
@@ -296,7 +298,7 @@ def write_artefact(
     `inputs`: "sensor=TxHxW" each. The function takes {sensor: values [T, C, H, W] float32} and {sensor: day of year
     [T]}, all pixels measured, and returns {sensor: [D, rows, columns]}.
     """
-    model = source.model()
+    model = source.encoder_model()
     images, sensors = {}, {}
     for text in inputs:
         name, _, sizes = text.partition("=")
@@ -311,8 +313,8 @@ def write_artefact(
             np.array(sensor.mean, np.float32) - sensor.offset
         ) / sensor.scale  # no value that means no data
         values = np.broadcast_to(stored[:, None, None], (frames, len(sensor.bands), height, width))
-        images[name] = api.Image(values, np.ones(frames, int), sensors[name])
-    function, example = model.traceable(images, sensors, target_gsd)
+        images[name] = Image(values, np.ones(frames, int), sensors[name])
+    function, example = model.traceable(model.place(images, target_gsd))
     program = jax.export.export(jax.jit(function))(*example).serialize()
     work = _work_folder(output, overwrite)
     try:

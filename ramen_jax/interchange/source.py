@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
-from ml_collections import ConfigDict
 
-from ramen_jax import __version__, api
-from ramen_jax.config import TRAPS
-from ramen_jax.console import DATA, UserError
+from ramen_jax import __version__
+from ramen_jax.console import UserError
+from ramen_jax.inference.encoder import Encoder
 from ramen_jax.interchange import torch_weights
-from ramen_jax.interchange.folder import is_folder, read_folder
-from ramen_jax.model.mae import RamenMAE
-from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.interchange.folder import read_folder
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.recipe import TRAPS, Recipe
 from ramen_jax.sensors import Sensor
 
 MODEL_KEYS = ("embed_dim", "depth", "num_heads", "mlp_ratio", "block_eps")
@@ -35,61 +34,30 @@ class Source:
     def encoder(self) -> dict[str, np.ndarray]:
         return {name: array for name, array in self.tensors.items() if name.startswith("encoder.")}
 
-    def model(self) -> api.Model:
+    def encoder_model(self) -> Encoder:
         """The encoder in JAX, computing in float32."""
-        config = ConfigDict({**self.description["model"], "dtype": "float32", "remat": "none"})
-        traps = ConfigDict(self.description["traps"])
-        _, params, statistics = api.split_encoder(config, traps)
-        shapes = ({"encoder": nnx.to_pure_dict(params)}, {"encoder": nnx.to_pure_dict(statistics)})
+        ramen = model_of(self.description)
+        architecture = replace(ramen.architecture, dtype="float32", remat="none")
+        alone = Ramen(architecture, ramen.recipe, with_decoder=False)
         try:
-            trees = torch_weights.from_official(self.encoder, shapes)
+            trees = torch_weights.from_official(self.encoder, alone.shapes)
         except ValueError as error:
             raise UserError(str(error)) from error
         sensors = {name: Sensor.from_dict(entry) for name, entry in self.description["sensors"].items()}
-        return api.Model(config, traps, sensors, {}, *trees)
+        known = ("recipe", "step", "fingerprints")
+        facts = {key: self.description[key] for key in known if key in self.description}
+        return Encoder(alone, sensors, facts, *trees)
 
 
-def read_checkpoint(path: Path, decoder: bool) -> Source:
-    """A training's checkpoint, or a folder written by this command.
-
-    Raises:
-        UserError: no checkpoint, or a decoder that has no official form (`fixed` adds a modality embedding to it).
-    """
-    if is_folder(path):
-        source = Source(*read_folder(path))
-        if not decoder:
-            source.tensors = source.encoder
-        elif source.tensors.keys() == source.encoder.keys():
-            raise UserError(f"{path} holds no decoder", DATA)
-        return source
-    from ramen_jax.training import checkpoint
-
-    loaded = checkpoint.load(path)
-    if decoder and "modality_embedding" in loaded.params.get("decoder", {}):
-        raise UserError(
-            f"{path}: its decoder adds a learnt embedding of each modality (traps.modality_embedding is 'bands'), "
-            "for which the official decoder has no place; export the encoder alone, without --decoder",
-            DATA,
-        )
-    sides = ("encoder", "decoder") if decoder else ("encoder",)
-    params = {side: loaded.params[side] for side in sides}
+def read_exported(folder: Path) -> Encoder:
+    """The encoder of an exported folder. UserError where it is damaged or does not fit; keys are listed."""
+    source = Source(*read_folder(folder))
     try:
-        tensors = torch_weights.to_official(params, loaded.statistics)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}", DATA) from error
-    meta, config = loaded.meta, loaded.meta["config"]
-    sensors = {
-        f"{corpus}/{name}": entry
-        for corpus, entries in meta["sensors"].items()
-        for name, entry in entries.items()
-    }
-    facts = {
-        "recipe": config["recipe"],
-        "step": meta["step"],
-        "fingerprints": meta["fingerprints"],
-        "target_gsds": {entry["name"]: list(entry["target_gsds"]) for entry in config["corpora"]},
-    }
-    return Source(tensors, describe(config["model"], config["traps"], sensors, facts))
+        encoder = source.encoder_model()
+    except UserError as error:
+        raise UserError(f"{folder / 'model.safetensors'}: {error}") from error
+    encoder.facts["source"] = str(folder)
+    return encoder
 
 
 def describe(
@@ -112,10 +80,11 @@ def describe(
 def departures(description: Mapping[str, Any], decoder: bool) -> list[str]:
     """What these weights were trained to compute otherwise than the official code does, as sentences' parts."""
     keys = ("sampling", "missing", "time_mask", "encodings", *(("target",) if decoder else ()))
+    recipe = Recipe.from_dict(description["traps"])
     return [
-        f"{key} {description['traps'][key]} (official: {TRAPS[key][0]})"
+        f"{key} {getattr(recipe, key)} (official: {TRAPS[key].reference})"
         for key in keys
-        if description["traps"].get(key, TRAPS[key][0]) != TRAPS[key][0]
+        if getattr(recipe, key) != TRAPS[key].reference
     ]
 
 
@@ -135,12 +104,9 @@ def decoder_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def template(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes of (parameters, statistics) of the model that config.json describes, with its decoder if it has one."""
-    config, traps = ConfigDict(description["model"]), ConfigDict(description["traps"])
-    if "decoder_embed_dim" not in config:
-        _, params, statistics = api.split_encoder(config, traps)
-        return {"encoder": nnx.to_pure_dict(params)}, {"encoder": nnx.to_pure_dict(statistics)}
-    shapes = nnx.eval_shape(lambda: RamenMAE(config, traps, rngs=nnx.Rngs(0)))
-    _, *states = nnx.split(shapes, nnx.Param, BatchStatistic)
-    return nnx.to_pure_dict(states[0]), nnx.to_pure_dict(states[1])
+def model_of(description: Mapping[str, Any]) -> Ramen:
+    """The model that config.json describes, with a decoder if it speaks of one."""
+    model = description["model"]
+    return Ramen(
+        Architecture.from_dict(model), Recipe.from_dict(description["traps"]), "decoder_embed_dim" in model
+    )

@@ -10,40 +10,41 @@ Shape letters: as in ramen_jax.rows.batch, and D decoder width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ramen_jax.model.encoder import TOP_EPS
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.encoder import TOP_EPS, Bands
 from ramen_jax.model.encodings import sincos, sincos_2d
 from ramen_jax.model.images import gather_slots, scatter_cells, spread_slots, to_pixels, token_frames
 from ramen_jax.model.layers import in_chunks, layer_norm, linear
 from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
 from ramen_jax.model.transformer import Block, Transformer
+from ramen_jax.recipe import Recipe
 from ramen_jax.rows.batch import Images, Rows
-from ramen_jax.sensors import Sensor
+from ramen_jax.sensors import Band
 
 CHUNK_VALUES = 1 << 26
 
 
 class RamenDecoder(nnx.Module):
-    """RAMEN's decoder; `config` is `config.model`, `traps` is `config.traps`."""
+    """RAMEN's decoder."""
 
-    def __init__(self, config: Any, traps: Any, *, rngs: nnx.Rngs):
+    def __init__(self, config: Architecture, recipe: Recipe, *, rngs: nnx.Rngs):
         dim = config.decoder_embed_dim
         if dim % 4:
             raise ValueError(f"decoder_embed_dim must be a multiple of 4 (positions in x and y), found {dim}")
         self.dim = dim
         self.dtype = jnp.dtype(config.dtype)
-        self.encodings = traps.encodings
+        self.encodings = recipe.encodings
         self.embed = linear(config.embed_dim, dim, dtype=self.dtype, rngs=rngs)
         self.mask_token = nnx.Param(jnp.zeros(dim))
-        self.projector = ChannelProjector(dim, encodings=traps.encodings, rngs=rngs)
-        self.resampler = ScaleResampler(dim, encodings=traps.encodings, rngs=rngs)
+        self.projector = ChannelProjector(dim, encodings=recipe.encodings, rngs=rngs)
+        self.resampler = ScaleResampler(dim, encodings=recipe.encodings, rngs=rngs)
         heads, ratio, eps = config.decoder_num_heads, config.mlp_ratio, config.block_eps
         self.temporal_block = Block(dim, heads, ratio, eps, dtype=self.dtype, rngs=rngs)
         self.temporal_norm = layer_norm(dim, TOP_EPS, rngs=rngs)
@@ -58,9 +59,11 @@ class RamenDecoder(nnx.Module):
             rngs=rngs,
         )
         self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)
-        self.modality_embedding = linear(dim, dim, rngs=rngs) if traps.modality_embedding == "bands" else None
+        self.modality_embedding = (
+            linear(dim, dim, rngs=rngs) if recipe.modality_embedding == "bands" else None
+        )
 
-    def tokens(self, encoded_RxExD: jax.Array, rows: Rows, sensors: Mapping[str, Sensor]) -> jax.Array:
+    def tokens(self, encoded_RxExD: jax.Array, rows: Rows, bands: Bands) -> jax.Array:
         """Decoded tokens of every row, [R, L, D] float32."""
         visible = self.embed(encoded_RxExD.astype(self.dtype)).astype(jnp.float32)
         place_RxL = rows.decoder_encoder_RxL
@@ -69,27 +72,27 @@ class RamenDecoder(nnx.Module):
         is_token = (rows.decoder_modality_RxL >= 0)[:, :, None]
         additions = sincos_2d(rows.decoder_coords_RxLx2, self.dim, self.encodings)
         if self.modality_embedding is not None:
-            additions = additions + self._modality_embeddings(rows, sensors)
+            additions = additions + self._modality_embeddings(rows, bands)
         tokens = tokens + jnp.where(is_token, additions, 0.0)
         decoded = self.transformer(tokens.astype(self.dtype), rows.decoder_segment_RxL)
         return self.norm(decoded.astype(jnp.float32))
 
-    def _modality_embeddings(self, rows: Rows, sensors: Mapping[str, Sensor]) -> jax.Array:
+    def _modality_embeddings(self, rows: Rows, bands: Bands) -> jax.Array:
         """[R, L, D]: what a token's modality measures, the mean of its bands' embeddings through one Dense.
 
-        The reference gives masked tokens of different modalities at one place identical inputs (trap 4). A
+        The reference gives masked tokens of different modalities at one place identical inputs. A
         function of the bands, rather than a table of names, also serves sensors never seen in training.
         """
         assert self.modality_embedding is not None
-        means = jnp.stack([jnp.mean(self.projector(sensors[name]), axis=0) for name in rows.images])
+        means = jnp.stack([jnp.mean(self.projector(bands[name]), axis=0) for name in rows.images])
         table = self.modality_embedding(means)
         return table[jnp.maximum(rows.decoder_modality_RxL, 0)]
 
-    def reconstruct(self, tokens_RxLxD: jax.Array, images: Images, sensor: Sensor) -> jax.Array:
+    def reconstruct(self, tokens_RxLxD: jax.Array, images: Images, bands: Sequence[Band]) -> jax.Array:
         """The reconstruction of one modality's slots, [R, S, T, C, H, W] float32, in normalised units."""
         slot, cell, place = images.decoder_slot_RxM, images.decoder_cell_RxM, images.decoder_place_RxM
         tokens_RxMxD = jnp.take_along_axis(tokens_RxLxD, jnp.maximum(place, 0)[:, :, None], axis=1)
-        matrix, bias = self.resampler.fold_decoder(self.projector(sensor))
+        matrix, bias = self.resampler.fold_decoder(self.projector(bands))
         # The decoder resamples from the target GSD to the native one: the scale is the encoder's inverse.
         gate_RxMx4 = spread_slots(self.resampler.gate(1.0 / images.scale_RxS), slot)
         dates = images.dates_RxSxT.shape[2]

@@ -3,7 +3,7 @@
 Phases reach 2,000 radians (wavelengths in nanometres, metres, days), so a last-bit change of a frequency is
 visible in the fourth decimal: frequencies are formed in float32 exactly as the official code forms them
 (pos_embed.py, ltae.py) and never in lower precision. The option `encodings: bfloat16` rounds position and
-frequency to bfloat16 first, to study what automatic mixed precision did to the published weights (trap 10).
+frequency to bfloat16 first, to study what automatic mixed precision did to the published weights.
 
 Shape letters: ... any leading axes, D channels.
 """

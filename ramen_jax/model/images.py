@@ -5,6 +5,7 @@ All in float32. The helpers take one modality's `Images` (see ramen_jax.rows.bat
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +16,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 def normalised(images: Images) -> jax.Array:
     """(values - mean) / std, exactly 0 for absent bands, missing frames and invalid pixels: [R,S,T,C,H,W]."""
+    chex.assert_rank([images.values_RxSxTxCxHxW, images.mean_RxSxC, images.frames_RxSxT], [6, 3, 3])
     values = images.values_RxSxTxCxHxW.astype(jnp.float32)
     mean = images.mean_RxSxC[:, :, None, :, None, None]
     std = images.std_RxSxC[:, :, None, :, None, None]

@@ -4,18 +4,17 @@ Per modality: the sum of masked errors over the number of masked values of the G
 over modalities (official losses.py `MAEReconstructionLoss`). Counts come first and from the rows alone, so neither
 packing nor micro-batches nor devices change the gradient.
 
-Two targets (trap 1). `per_pixel`, the reference, normalises each pixel across its channels: with two channels only
-the sign of their difference is left, with one nothing. `standardised` is the normalised input itself.
+Two targets (trap `target`). `per_pixel`, the reference, normalises each pixel across its channels: with two channels
+only the sign of their difference is left, with one nothing. `standardised` is the normalised input itself.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ramen_jax.model.images import normalised, observed
+from ramen_jax.recipe import Recipe
 from ramen_jax.rows.batch import FRAME_NONE, Images, Rows
 
 TARGETS = ("per_pixel", "standardised")
@@ -59,7 +58,7 @@ def pixel_mask(images: Images) -> jax.Array:
 def weights(images: Images, missing: str) -> tuple[jax.Array, jax.Array]:
     """Weight of each pixel and date [R,S,T,H,W], and of each band within it, broadcastable to [R,S,T,C,H,W].
 
-    `zeros` counts what was never measured as a zero to predict (the reference, trap 6); `excluded` leaves it out.
+    `zeros` counts what was never measured as a zero to predict (the reference); `excluded` leaves it out.
     """
     frames = (images.frames_RxSxT != FRAME_NONE).astype(jnp.float32)[:, :, :, None, None]
     pixels = pixel_mask(images)[:, :, None] * frames
@@ -71,16 +70,14 @@ def weights(images: Images, missing: str) -> tuple[jax.Array, jax.Array]:
     return pixels * (share[:, :, :, 0] > 0), known / jnp.maximum(share, 1.0)
 
 
-def loss_counts(rows: Rows, traps: Any) -> dict[str, jax.Array]:
+def loss_counts(rows: Rows, missing: str) -> dict[str, jax.Array]:
     """Masked pixels and dates of each modality: the denominators of the global batch, float32 scalars."""
-    return {name: jnp.sum(weights(images, traps.missing)[0]) for name, images in rows.images.items()}
+    return {name: jnp.sum(weights(images, missing)[0]) for name, images in rows.images.items()}
 
 
-def modality_loss(
-    prediction: jax.Array, images: Images, count: jax.Array, target: str, missing: str
-) -> jax.Array:
+def modality_loss(prediction: jax.Array, images: Images, count: jax.Array, recipe: Recipe) -> jax.Array:
     """The loss of one modality (0 when the batch has none of it)."""
-    error = jnp.square(prediction - targets(normalised(images), target))
-    pixel_weight, band_weight = weights(images, missing)
+    error = jnp.square(prediction - targets(normalised(images), recipe.target))
+    pixel_weight, band_weight = weights(images, recipe.missing)
     per_pixel = jnp.sum(error * band_weight, axis=3)
     return jnp.sum(per_pixel * pixel_weight) / jnp.maximum(count, 1.0)

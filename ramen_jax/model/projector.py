@@ -8,13 +8,15 @@ Shape letters: C bands, D features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ramen_jax.model.encodings import sincos
 from ramen_jax.model.layers import bias_of, layer_norm, linear
-from ramen_jax.sensors import Sensor
+from ramen_jax.sensors import Band
 
 RADAR = ("asc_vv", "asc_vh", "asc_hv", "asc_hh", "des_vv", "des_vh", "des_hv", "des_hh")
 ELEVATION = ("dsm", "dtm", "slope")
@@ -70,15 +72,15 @@ class ChannelProjector(nnx.Module):
         self.radar = BandMLP(dim, rngs=rngs)
         self.elevation = BandMLP(dim, rngs=rngs)
 
-    def __call__(self, sensor: Sensor) -> jax.Array:
-        """The sensor's matrix [C, D], rows in band order; a sensor may mix kinds."""
+    def __call__(self, bands: Sequence[Band]) -> jax.Array:
+        """The matrix [C, D] of a sensor's bands, rows in band order; a sensor may mix kinds."""
         places: list[int] = []
         parts: list[jax.Array] = []
         for kind in KINDS:
-            members = [i for i, band in enumerate(sensor.bands) if band.kind == kind]
+            members = [i for i, band in enumerate(bands) if band.kind == kind]
             if members:
                 places += members
-                parts.append(self._project(kind, [sensor.bands[i] for i in members]))
+                parts.append(self._project(kind, [bands[i] for i in members]))
         stacked_CxD = jnp.concatenate(parts, axis=0)
         if places == sorted(places):
             return stacked_CxD

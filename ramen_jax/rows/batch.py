@@ -31,7 +31,7 @@ class Images(NamedTuple):
     present_RxSxC: Array  # bool; an absent band is exactly 0 after normalisation
     valid_RxSxTxHxW: Array | None  # bool; None where no image of the corpus can have invalid pixels
     dates_RxSxT: Array  # float32, day of year 1..366
-    frames_RxSxT: Array  # int8: 0 none, 1 real, 2 zero frame let in as the reference does (trap 2)
+    frames_RxSxT: Array  # int8: 0 none, 1 real, 2 zero frame let in (trap `time_mask`)
     view_RxS: Array  # int32 view in the row, 1..V; 0 = empty slot
     scale_RxS: Array  # float32 native GSD / target GSD
     down_rows_RxSxGxH: Array  # float32 sampling matrices, zero rows beyond the grid

@@ -5,16 +5,15 @@ Shape letters as in `ramen_jax.rows.batch`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ramen_jax import sampling
 from ramen_jax.rows.batch import FRAME_REAL, FRAME_ZERO, Images
-from ramen_jax.samples import Image, ModalitySpec
-
-if TYPE_CHECKING:
-    from ramen_jax.rows.packing import Capacity, PackedView
+from ramen_jax.rows.shapes import filled, image_shapes
+from ramen_jax.rows.views import Capacity, PackedView, kept_frames
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec
 
 
 class TokenLists(NamedTuple):
@@ -30,27 +29,27 @@ class TokenLists(NamedTuple):
 class ImageWriter:
     """Writes the image slots of one modality."""
 
-    def __init__(self, spec: ModalitySpec, capacity: Capacity, index: int, policy: str) -> None:
-        self.spec, self.policy, self.grid = spec, policy, capacity.grid
-        rows, slots, dates, grid = capacity.rows, capacity.slots[index], capacity.dates[index], capacity.grid
-        bands, height, width = len(spec.sensor.bands), spec.height, spec.width
-        self.slots, self.dates_capacity = slots, dates
-        self.values = np.zeros((rows, slots, dates, bands, height, width), spec.dtype)
-        self.mean = np.zeros((rows, slots, bands), np.float32)
-        self.std = np.ones((rows, slots, bands), np.float32)
-        self.present = np.zeros((rows, slots, bands), bool)
-        self.valid = np.zeros((rows, slots, dates, height, width), bool) if spec.has_valid else None
-        self.dates = np.zeros((rows, slots, dates), np.float32)
-        self.frames = np.zeros((rows, slots, dates), np.int8)
-        self.view = np.zeros((rows, slots), np.int32)
-        self.scale = np.ones((rows, slots), np.float32)
-        self.down_rows = np.zeros((rows, slots, grid, height), np.float32)
-        self.down_cols = np.zeros((rows, slots, grid, width), np.float32)
-        self.up_rows = np.zeros((rows, slots, height, grid), np.float32)
-        self.up_cols = np.zeros((rows, slots, width, grid), np.float32)
-        self.hidden = np.zeros((rows, slots, grid, grid), bool)
-        self.mask_rows = np.zeros((rows, slots, height), np.int32)
-        self.mask_cols = np.zeros((rows, slots, width), np.int32)
+    def __init__(self, spec: CorpusSpec, capacity: Capacity, index: int, policy: str) -> None:
+        self.spec, self.policy, self.grid = spec.modalities[index], policy, capacity.grid
+        self.slots, self.dates_capacity = capacity.slots[index], capacity.dates[index]
+        self.any_size = capacity.pixels is not None
+        shapes = image_shapes(spec, capacity, index)
+        self.values = filled(shapes.values_RxSxTxCxHxW)
+        self.mean = filled(shapes.mean_RxSxC)
+        self.std = filled(shapes.std_RxSxC, 1)
+        self.present = filled(shapes.present_RxSxC)
+        self.valid = None if shapes.valid_RxSxTxHxW is None else filled(shapes.valid_RxSxTxHxW)
+        self.dates = filled(shapes.dates_RxSxT)
+        self.frames = filled(shapes.frames_RxSxT)
+        self.view = filled(shapes.view_RxS)
+        self.scale = filled(shapes.scale_RxS, 1)
+        self.down_rows = filled(shapes.down_rows_RxSxGxH)
+        self.down_cols = filled(shapes.down_cols_RxSxGxW)
+        self.up_rows = filled(shapes.up_rows_RxSxHxG)
+        self.up_cols = filled(shapes.up_cols_RxSxWxG)
+        self.hidden = filled(shapes.mask_RxSxGxG)
+        self.mask_rows = filled(shapes.mask_rows_RxSxH)
+        self.mask_cols = filled(shapes.mask_cols_RxSxW)
 
     def start(self, row: int) -> None:
         self.row, self.used = row, 0
@@ -68,19 +67,21 @@ class ImageWriter:
         gsd, target = self.spec.sensor.gsd, view.target_gsd
         self.scale[at] = gsd / target
         (rows, cols), height, width = grid, self.spec.height, self.spec.width
-        self.down_rows[at][:rows] = sampling.down_matrix(height, gsd, target, rows, self.policy)
-        self.down_cols[at][:cols] = sampling.down_matrix(width, gsd, target, cols, self.policy)
-        self.up_rows[at][:, :rows] = sampling.up_matrix(height, gsd, target, rows, self.policy)
-        self.up_cols[at][:, :cols] = sampling.up_matrix(width, gsd, target, cols, self.policy)
-        self.mask_rows[at] = sampling.mask_index(height, gsd, target, rows, self.policy)
-        self.mask_cols[at] = sampling.mask_index(width, gsd, target, cols, self.policy)
+        if self.any_size:
+            height, width = view.sample.images[self.spec.name].values.shape[2:]
+        self.down_rows[at][:rows, :height] = sampling.down_matrix(height, gsd, target, rows, self.policy)
+        self.down_cols[at][:cols, :width] = sampling.down_matrix(width, gsd, target, cols, self.policy)
+        self.up_rows[at][:height, :rows] = sampling.up_matrix(height, gsd, target, rows, self.policy)
+        self.up_cols[at][:width, :cols] = sampling.up_matrix(width, gsd, target, cols, self.policy)
+        self.mask_rows[at][:height] = sampling.mask_index(height, gsd, target, rows, self.policy)
+        self.mask_cols[at][:width] = sampling.mask_index(width, gsd, target, cols, self.policy)
         return at[1]
 
     def mask(self, slot: int, hidden: np.ndarray) -> None:
         self.hidden[self.row, slot, : hidden.shape[0], : hidden.shape[1]] = hidden
 
     def let_in_zero_frames(self, per_row: bool) -> None:
-        """Trap 2: short series get zero frames of date 0, up to the longest one among their neighbours."""
+        """Trap `time_mask`: short series get zero frames of date 0, up to the longest one among their neighbours."""
         lengths = (self.frames == FRAME_REAL).sum(axis=2)
         longest = lengths.max(axis=1, keepdims=True) if per_row else lengths.max()
         padding = (np.arange(self.dates_capacity) < longest[..., None]) & (self.view > 0)[..., None]
@@ -115,7 +116,8 @@ class ImageWriter:
         if image is None:  # the plan counted its tokens: one frame whose bands are all absent
             self.frames[at][0] = FRAME_REAL
             return
-        check_image(self.spec, image, view.sample.id)
+        if not self.any_size:
+            check_image(self.spec, image, view.sample.id)
         kept = kept_frames(view, self.spec.name)
         count = len(kept)
         if not 1 <= count <= self.dates_capacity:
@@ -123,15 +125,17 @@ class ImageWriter:
                 f"sample '{view.sample.id}', {self.spec.name}: {count} dates kept, "
                 f"1 to {self.dates_capacity} fit"
             )
+        height, width = image.values.shape[2:]
+        room = self.values[at][:count, :, :height, :width]
         if count == len(image.values):
-            self.values[at][:count] = image.values
+            room[...] = image.values
         else:
-            np.take(image.values, kept, axis=0, out=self.values[at][:count], mode="clip")
+            np.take(image.values, kept, axis=0, out=room, mode="clip")
         self.dates[at][:count] = image.dates[kept]
         self.frames[at][:count] = FRAME_REAL
         self.present[at] = image.present
         if self.valid is not None:
-            self.valid[at][:count] = True if image.valid is None else image.valid[kept]
+            self.valid[at][:count, :height, :width] = True if image.valid is None else image.valid[kept]
         sensor = self.spec.sensor
         mean, std = view.statistics.get(self.spec.name, (sensor.mean, sensor.std))
         if mean is None or std is None:
@@ -158,12 +162,3 @@ def check_image(spec: ModalitySpec, image: Image, sample: str) -> None:
             f"sample '{sample}', {spec.name}: has invalid pixels although the corpus says it has none "
             "(has_valid: false); prepare the corpus again"
         )
-
-
-def kept_frames(view: PackedView, modality: str) -> np.ndarray:
-    """Indices of the frames kept; one absent frame stands for a modality that the sample lacks."""
-    if modality not in view.sample.images:
-        return np.zeros(1, int)
-    if modality in view.dates:
-        return np.asarray(view.dates[modality])
-    return np.arange(len(view.sample.images[modality].values))

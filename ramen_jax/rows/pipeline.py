@@ -13,7 +13,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,8 +21,9 @@ from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.rows import worker_start
 from ramen_jax.rows.batch import Images, Rows
 from ramen_jax.rows.image_slots import check_image
-from ramen_jax.rows.packing import Capacity, PackedView, pack, view_grid
+from ramen_jax.rows.packing import pack
 from ramen_jax.rows.plan import Plan, View, kept_dates, noise
+from ramen_jax.rows.views import Capacity, PackedView, view_grid
 from ramen_jax.samples import CorpusSpec, Sample
 
 _ENDLESS = 2**40  # steps; more than any training takes
@@ -59,21 +59,13 @@ class StepBatch(NamedTuple):
     counters: dict[str, int]  # `moved_tokens`, see `packing.pack`
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The options of `packing.pack` that a training run chooses."""
-
-    sampling: str = "reference"
-    time_mask: str = "reference"
-    training: bool = True  # temporal dropout is a training draw
-
-
 class StepSource:
     """step -> StepBatch, by random access.
 
     Args:
         plan: decides everything.
         sources: samples of every corpus of the plan.
+        training: whether dates are dropped, which is a draw of training only.
         first_step: the step of element 0.
         process_index, process_count: whose share of the rows.
     """
@@ -83,12 +75,12 @@ class StepSource:
         plan: Plan,
         sources: Mapping[str, Source],
         *,
-        recipe: Recipe = Recipe(),
+        training: bool = True,
         first_step: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        self.plan, self.sources, self.recipe, self.first_step = plan, dict(sources), recipe, first_step
+        self.plan, self.sources, self.training, self.first_step = plan, dict(sources), training, first_step
         self.seconds: defaultdict[str, float] = defaultdict(float)  # spent on `plan`, `read`, `pack`
         self.bytes_read = 0
         self.samples_read = 0
@@ -147,10 +139,8 @@ class StepSource:
             spec,
             rows,
             self._capacity[name],
-            sampling=self.recipe.sampling,
-            time_mask=self.recipe.time_mask,
-            temporal=self.plan.temporal,
-            mask_ratio=self.plan.mask_ratio,
+            self.plan.recipe,
+            self.plan.mask_ratio,
             short_series="row",  # the neighbours on other hosts are not known here
             counters=counters,
         )
@@ -187,7 +177,7 @@ class StepSource:
         for name in view.modalities:
             if name in sample.images:
                 available = len(sample.images[name].values)
-                dropout = corpus.temporal_dropout.get(name, 0.0) if self.recipe.training else 0.0
+                dropout = corpus.temporal_dropout.get(name, 0.0) if self.training else 0.0
                 dates[name] = kept_dates(view, name, available, dropout, corpus.most_dates(name))
         statistics = getattr(source, "statistics", None)
         return PackedView(
@@ -224,7 +214,6 @@ def batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-    recipe: Recipe = Recipe(),
 ) -> Generator[StepBatch, None, None]:
     """The batches of this process from `start_step` on, without end.
 
@@ -248,7 +237,6 @@ def batches(
         return StepSource(
             plan,
             sources,
-            recipe=recipe,
             first_step=step,
             process_index=process_index,
             process_count=process_count,
@@ -321,9 +309,7 @@ def share_waited(batches: Iterator[StepBatch], seconds: float, step_seconds: flo
     return waited / (time.perf_counter() - began)
 
 
-def measure(
-    plan: Plan, sources: Mapping[str, Source], seconds: float, recipe: Recipe = Recipe()
-) -> dict[str, Any]:
+def measure(plan: Plan, sources: Mapping[str, Source], seconds: float) -> dict[str, Any]:
     """Speed of reading, planning and packing on one core, as one worker does it.
 
     Args:
@@ -335,7 +321,7 @@ def measure(
         time, `real_encoder`, `real_decoder` (real-token shares of the rows met), `bad` (samples left out).
     """
     worker_start.keep_freed_memory()
-    steps = StepSource(plan, sources, recipe=recipe)
+    steps = StepSource(plan, sources)
     steps.step(0)
     steps.seconds.clear()
     steps.bytes_read = steps.samples_read = 0

@@ -30,8 +30,9 @@ import numpy as np
 
 from ramen_jax import counter_rng
 from ramen_jax.console import USAGE, UserError, close_names
+from ramen_jax.recipe import Recipe
 from ramen_jax.rows import row_template
-from ramen_jax.rows.packing import TEMPORALS, Capacity, view_grid
+from ramen_jax.rows.views import Capacity, view_grid
 from ramen_jax.samples import CorpusSpec
 
 MIXTURE_BLOCK = 1024
@@ -97,7 +98,7 @@ class Plan:
         draw: `per_sample`: every view has its own GSD and modalities. `per_step`: one draw for all views of a step
             and the same number of views in every row, as in the paper; short rows are padding.
         views_per_sample: views of each sample that is read (`per_sample` only).
-        mask_ratio, temporal: as in `packing.pack`; they decide capacities.
+        mask_ratio, recipe: as in `packing.pack`; they decide capacities.
 
     Raises:
         UserError: a sample too large for a row, an impossible mixture, an unknown choice.
@@ -111,15 +112,11 @@ class Plan:
         rows_per_step: int,
         draw: str = "per_sample",
         views_per_sample: int = 1,
+        recipe: Recipe,
         mask_ratio: float = 0.75,
-        temporal: str = "all",
     ) -> None:
         if draw not in DRAWS:
             raise UserError(f"draw: unknown value '{draw}'; choose one of {', '.join(DRAWS)}", USAGE)
-        if temporal not in TEMPORALS:
-            raise UserError(
-                f"temporal: unknown value '{temporal}'; choose one of {', '.join(TEMPORALS)}", USAGE
-            )
         if rows_per_step < 1 or views_per_sample < 1:
             raise UserError(
                 f"rows_per_step and views_per_sample are at least 1, found {rows_per_step} and {views_per_sample}",
@@ -130,7 +127,7 @@ class Plan:
                 "views_per_sample needs draw: per_sample (per_step gives all views of a step one draw)", USAGE
             )
         self.seed, self.draw = seed, draw
-        self.views_per_sample, self.mask_ratio, self.temporal = views_per_sample, mask_ratio, temporal
+        self.views_per_sample, self.mask_ratio, self.recipe = views_per_sample, mask_ratio, recipe
         self._mixture = _Mixture(corpora, seed)
         stream = _PackedStream if draw == "per_sample" else _PaperStream
         self._streams = {c.name: stream(c, c.rows_per_step or rows_per_step, self) for c in corpora}
@@ -183,7 +180,7 @@ class Plan:
             "draw": self.draw,
             "views_per_sample": self.views_per_sample,
             "mask_ratio": self.mask_ratio,
-            "temporal": self.temporal,
+            "temporal": self.recipe.temporal,
             "corpora": {name: stream.summary() for name, stream in self._streams.items()},
         }
 
@@ -269,8 +266,8 @@ class _Stream(ABC):
         _check_corpus(corpus)
         self.corpus, self.rows_per_step = corpus, rows_per_step
         self.base = counter_rng.combine(plan.seed, corpus.name)
-        self.mask_ratio, self.temporal = plan.mask_ratio, plan.temporal
-        self.names = [m.name for m in corpus.spec.modalities]
+        self.mask_ratio, self.temporal = plan.mask_ratio, plan.recipe.temporal
+        self.names = corpus.spec.names
         self.dates = [corpus.most_dates(name) for name in self.names]
 
     @abstractmethod
@@ -354,7 +351,7 @@ class _PackedStream(_Stream):
             spec=corpus.spec,
             gsds=gsds,
             rows=rows_per_step,
-            temporal=plan.temporal,
+            temporal=plan.recipe.temporal,
             dates=self.dates,
         )
 
@@ -448,9 +445,9 @@ class _PaperStream(_Stream):
     def _draw(self, step: int) -> tuple[int, list[int]]:
         bits = counter_rng.raw_bits(self.key("draw", step), 2 + len(self.names))
         kept = 1 + int(counter_rng.below(bits[1:2], len(self.names))[0])
-        return int(counter_rng.below(bits[:1], len(self.corpus.target_gsds))[0]), np.argsort(bits[2:])[
-            :kept
-        ].tolist()
+        gsd = int(counter_rng.below(bits[:1], len(self.corpus.target_gsds))[0])
+        declared = [self.corpus.spec.declared[i] for i in np.argsort(bits[2:])[:kept]]
+        return gsd, [self.names.index(name) for name in declared]
 
     def _list_length(self, cells: int) -> int:
         """Encoder list places: as `row_template.encoder_list_lengths`, for the finest GSD and any subset."""
@@ -470,12 +467,12 @@ def _check_corpus(corpus: PlannedCorpus) -> None:
         raise UserError(f"corpus {corpus.name} has no sample", USAGE)
     if not corpus.target_gsds:
         raise UserError(f"corpus {corpus.name} has no target GSD", USAGE)
-    names = [m.name for m in corpus.spec.modalities]
+    names = corpus.spec.names
     for key, values in (("temporal_dropout", corpus.temporal_dropout), ("max_dates", corpus.max_dates)):
         for name in values:
             if name not in names:
                 raise UserError(
-                    f"corpus {corpus.name}: {key} names '{name}'; {close_names(name, names)}", USAGE
+                    f"corpus {corpus.name}: {key} names '{name}'; {close_names(name, list(names))}", USAGE
                 )
     for name, share in corpus.temporal_dropout.items():
         if not 0 <= share < 1:

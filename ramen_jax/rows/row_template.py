@@ -21,7 +21,7 @@ import numpy as np
 
 from ramen_jax import counter_rng
 from ramen_jax.console import USAGE, UserError
-from ramen_jax.rows.packing import Capacity, view_grid, visible_count
+from ramen_jax.rows.views import Capacity, view_grid, visible_count
 from ramen_jax.samples import CorpusSpec
 
 BLOCK = 8192
@@ -97,12 +97,14 @@ def draw_block(
 ) -> Draws:
     """The draws of the positions of a block: a GSD of the list, k of 1..J modalities, a random order of them."""
     modalities = len(spec.modalities)
+    # Drawn numbers count the modalities as the corpus declares them; everything else knows their sorted order.
+    sorted_place = np.array([spec.names.index(name) for name in spec.declared])
     bits = counter_rng.raw_bits(key, items * views * (2 + modalities)).reshape(items, views, -1)
     gsd = counter_rng.below(bits[..., 0], len(target_gsds))
     cells = np.array([np.prod(view_grid(spec, g)) for g in target_gsds])
     return Draws(
         gsd_IxV=gsd,
-        order_IxVxJ=np.argsort(bits[..., 2:], axis=-1, kind="stable"),
+        order_IxVxJ=sorted_place[np.argsort(bits[..., 2:], axis=-1, kind="stable")],
         kept_IxV=1 + counter_rng.below(bits[..., 1], modalities),
         cells_IxV=cells[gsd],
         mask_ratio=mask_ratio,

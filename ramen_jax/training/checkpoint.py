@@ -7,23 +7,31 @@ complete, so that a truncated one is recognised, set aside, and the previous one
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ramen_jax.console import DATA, UserError
-from ramen_jax.parallel import mesh as sharding
+from ramen_jax.parallel.rules import flat_names
 from ramen_jax.training.step import State
 
 ARRAYS = ("params", "statistics", "opt_state")
 FORMAT = 1
 
 Note = Callable[[str], None]
+
+
+def quiet_libraries() -> None:
+    """Keeps Orbax from printing the stack of every background thread that a full disk stops: we say it in a line."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class Loaded(NamedTuple):
@@ -40,7 +48,7 @@ def describe_tree(state: Any) -> dict[str, dict[str, list[Any]]]:
     return {
         item: {
             name: [list(leaf.shape), str(leaf.dtype)]
-            for name, leaf in sharding.flat_names(getattr(state, item)).items()
+            for name, leaf in flat_names(getattr(state, item)).items()
         }
         for item in ARRAYS
     }
@@ -57,6 +65,7 @@ class Checkpoints:
         self.keep = (keep_latest, keep_best)
         self.failed: str = ""  # why the latest save failed, "" when it did not
         self._pending: int | None = None
+        quiet_libraries()
         self._remove_unfinished()
         self._manager = self._open()
 

@@ -1,46 +1,42 @@
-"""From a configuration to what is trained on what: the model, the prepared corpora, the plan, the batches."""
+"""From a configuration to what is trained on what: prepared corpora, plan, model, program, batches."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 from ml_collections import ConfigDict
 
-from ramen_jax.config import plain
+from ramen_jax.config import plain, recipe_of
 from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.corpora.preparation import prepare
 from ramen_jax.corpora.records import Prepared, read_manifest
-from ramen_jax.earth import places
+from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.loss import check_target
-from ramen_jax.model.mae import RamenMAE, loss_counts
-from ramen_jax.model.temporal import BatchStatistic
-from ramen_jax.parallel.rules import logical_axes
-from ramen_jax.prepare import prepare
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.parallel.mesh import make_mesh
 from ramen_jax.rows import pipeline
 from ramen_jax.rows.plan import Plan, PlannedCorpus
+from ramen_jax.rows.shapes import row_shapes
+from ramen_jax.rows.views import Capacity
 from ramen_jax.samples import CorpusSpec
-from ramen_jax.sensors import Sensor, sensor
+from ramen_jax.training.evaluators import Evaluator, Validation
 from ramen_jax.training.loop import Job
-from ramen_jax.training.step import Model, describe
+from ramen_jax.training.program import Inputs, Program
 
 VALIDATION_SEED = 1_000_003  # added to the seed: the validation draws are never those of the training
 
 
-def ramen(config: ConfigDict) -> Model:
-    """The masked autoencoder of a configuration, as the step needs it."""
-    return describe(
-        lambda: RamenMAE(config.model, config.traps, rngs=nnx.Rngs(config.seed)),
-        BatchStatistic,
-        lambda rows: loss_counts(rows, config.traps),
-        logical_axes,
-    )
+def ramen(config: ConfigDict) -> Ramen:
+    """The model of a configuration."""
+    return Ramen(Architecture.from_dict(config.model.to_dict()), recipe_of(config))
 
 
-def geometry(corpus: str) -> CorpusSpec:
-    """The modalities, sizes and sensors of a corpus known by name. UserError lists the close ones."""
-    return places.corpus_spec(corpus)
+def inputs_of(spec: CorpusSpec, capacity: Capacity) -> Inputs:
+    """What a step is given of a corpus; no image is looked at."""
+    bands = {modality.name: modality.sensor.bands for modality in spec.modalities}
+    return Inputs(bands, row_shapes(spec, capacity))
 
 
 def build(config: ConfigDict, workdir: Path) -> Job:
@@ -55,20 +51,45 @@ def build(config: ConfigDict, workdir: Path) -> Job:
             except ValueError as error:
                 raise UserError(str(error), USAGE) from None
     plan = make_plan(config, sources, config.seed)
-    steps_per_epoch = sum(plan.steps_per_epoch(name) for name in sources)
+    validation = _validation_sources(config, workdir) if config.validation.every else {}
+    program, steps = make_program(config, plan, {name: source.plan for name, source in validation.items()})
+    evaluators: list[Evaluator] = []
+    if validation:
+        evaluators.append(
+            Validation(program, config.validation.every, lambda: _validation_batches(config, validation))
+        )
     return Job(
-        model=ramen(config),
-        sensors={name: _sensors(source.spec) for name, source in sources.items()},
-        fingerprints={name: source.spec.fingerprint for name, source in sources.items()},
-        plan=plan.summary(),
+        program=program,
+        identity={
+            "sensors": {name: _sensors(source.spec) for name, source in sources.items()},
+            "fingerprints": {name: source.spec.fingerprint for name, source in sources.items()},
+            "plan": plan.summary(),
+        },
         batches=lambda start: _batches(config, plan, sources, start),
-        steps=config.train.steps or max(1, round(config.train.epochs * steps_per_epoch)),
-        steps_per_epoch=steps_per_epoch,
-        validation=_validation(config, workdir) if config.validation.every else None,
+        steps=steps,
+        evaluators=evaluators,
     )
 
 
-def make_plan(config: ConfigDict, sources: dict[str, Prepared], seed: int) -> Plan:
+def make_program(
+    config: ConfigDict, plan: Plan, validation: Mapping[str, Plan], mesh: jax.sharding.Mesh | None = None
+) -> tuple[Program, int]:
+    """What is compiled for a plan, and the number of steps; `mesh`: of the devices at hand if none is given."""
+    steps_per_epoch = sum(plan.steps_per_epoch(name) for name in plan.corpora)
+    steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+    program = Program(
+        config,
+        ramen(config),
+        {name: inputs_of(corpus.spec, plan.capacity(name)) for name, corpus in plan.corpora.items()},
+        make_mesh(config) if mesh is None else mesh,
+        steps,
+        steps_per_epoch,
+        {name: inputs_of(held.corpora[name].spec, held.capacity(name)) for name, held in validation.items()},
+    )
+    return program, steps
+
+
+def make_plan(config: ConfigDict, sources: Mapping[str, Any], seed: int) -> Plan:
     """Which views go to which row at which step, for these corpora of the configuration."""
     corpora = [
         PlannedCorpus(
@@ -90,18 +111,13 @@ def make_plan(config: ConfigDict, sources: dict[str, Prepared], seed: int) -> Pl
         rows_per_step=config.data.rows_per_step,
         draw=config.data.draw,
         views_per_sample=config.data.views_per_sample,
+        recipe=recipe_of(config),
         mask_ratio=config.model.mask_ratio,
-        temporal=config.traps.temporal,
     )
 
 
-def recipe(config: ConfigDict, training: bool = True) -> pipeline.Recipe:
-    """The packing options of the configuration."""
-    return pipeline.Recipe(config.traps.sampling, config.traps.time_mask, training)
-
-
 def _batches(
-    config: ConfigDict, plan: Plan, sources: dict[str, Prepared], start: int
+    config: ConfigDict, plan: Plan, sources: Mapping[str, Prepared], start: int
 ) -> Iterator[pipeline.StepBatch]:
     return pipeline.batches(
         plan,
@@ -111,59 +127,49 @@ def _batches(
         process_count=jax.process_count(),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
-        recipe=recipe(config),
     )
 
 
-def _validation(config: ConfigDict, workdir: Path) -> Any:
-    """A function that yields the same validation batches at each call, or None when no corpus has a val split."""
-    steps = []
+def _validation_sources(config: ConfigDict, workdir: Path) -> dict[str, pipeline.StepSource]:
+    """Held-out batches by step, of each corpus that has a val split."""
+    found = {}
     for entry in config.corpora:
-        folder = _prepare(config, entry, workdir)
-        if "val" in read_manifest(folder)["splits"]:
-            source = open_corpus(config, entry, workdir, split="val")
-            plan = make_plan(config, {entry.name: source}, config.seed + VALIDATION_SEED)
-            share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-            options = {"recipe": recipe(config, training=False), **share}
-            steps.append(pipeline.StepSource(plan, {entry.name: source}, **options))
-    if not steps:
-        return None
-    return lambda: (source.step(step) for source in steps for step in range(config.validation.steps))
+        if "val" in read_manifest(_prepare(config, entry, workdir))["splits"]:
+            source = {entry.name: open_corpus(config, entry, workdir, split="val")}
+            found[entry.name] = pipeline.StepSource(
+                make_plan(config, source, config.seed + VALIDATION_SEED),
+                source,
+                training=False,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+    return found
+
+
+def _validation_batches(
+    config: ConfigDict, sources: Mapping[str, pipeline.StepSource]
+) -> Iterator[pipeline.StepBatch]:
+    for source in sources.values():
+        for step in range(config.validation.steps):
+            yield source.step(step)
 
 
 def _prepare(config: ConfigDict, entry: ConfigDict, workdir: Path) -> Path:
     """The folder of a prepared corpus, prepared first if need be (processes that come second wait for the first)."""
     folder = Path(entry.prepared).expanduser() if entry.prepared else workdir / "corpora" / entry.name
-    options = {"repeats": config.traps.worldstrat_repeats} if entry.kind == "worldstrat" else {}
-    return prepare({**plain(entry), "options": {**options, **plain(entry.options)}}, folder)
+    return prepare(plain(entry), folder, recipe_of(config))
 
 
 def open_corpus(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str = "train") -> Prepared:
     """A split of a corpus of the configuration, prepared first if need be. Raises UserError."""
     folder = _prepare(config, entry, workdir)
     try:
-        source = Prepared(folder, split, statistics=config.traps.statistics)
+        source = Prepared(folder, split, recipe_of(config))
     except ValueError as error:
         raise UserError(f"corpus {entry.name}: {error}", DATA) from None
-    source.spec = dataclasses.replace(
-        source.spec,
-        name=entry.name,
-        modalities=tuple(
-            dataclasses.replace(modality, sensor=_trap_sensor(config, modality.sensor))
-            for modality in source.spec.modalities
-        ),
-    )
+    source.spec = dataclasses.replace(source.spec, name=entry.name)
     return source
 
 
-def _trap_sensor(config: ConfigDict, found: Sensor) -> Sensor:
-    """The sensor as the recipe sees it: trap 17b gives two MMEarth bands each other's wavelength."""
-    if found.name == "mmearth_s2" and config.traps.mmearth_wavelengths == "reference":
-        assert found.mean is not None  # Prepared always gives both
-        assert found.std is not None
-        return sensor("mmearth_s2_reference").with_statistics(found.mean, found.std)
-    return found
-
-
-def _sensors(spec: CorpusSpec) -> dict[str, Sensor]:
-    return {modality.name: modality.sensor for modality in spec.modalities}
+def _sensors(spec: CorpusSpec) -> dict[str, Any]:
+    return {modality.name: modality.sensor.to_dict() for modality in spec.modalities}

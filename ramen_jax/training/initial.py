@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from ramen_jax.console import DATA, UserError
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.folder import is_folder, read_folder
-from ramen_jax.parallel.mesh import flat_names
+from ramen_jax.interchange.source import model_of
+from ramen_jax.parallel.rules import flat_names
 from ramen_jax.training import checkpoint
 from ramen_jax.training.step import State
 
@@ -86,16 +87,13 @@ def begin_with(state: State, path: Path, config: ConfigDict) -> tuple[State, str
 def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Any], str]:
     """Arrays by the path of our own parameters, the settings of their model, and what they are."""
     if is_folder(path):
-        # Only then: a workdir needs no model of its own to be read.
-        from ramen_jax.interchange.source import template
-
         tensors, description = read_folder(path)
         model = dict(description["model"])
         if not any(name.startswith("decoder.") for name in tensors):
             model = {key: value for key, value in model.items() if not key.startswith("decoder_")}
         try:
             params, statistics = torch_weights.from_official(
-                tensors, template({**description, "model": model})
+                tensors, model_of({**description, "model": model}).shapes
             )
         except ValueError as error:
             raise UserError(f"config.train.start_from: {path}: {error}", DATA) from error

@@ -1,53 +1,45 @@
 """The loop around the step: data in, metrics out, checkpoints, resume, and the reasons to stop.
 
 Order within an iteration, which resume depends on: take the batch of step n, dispatch step n, read the metrics of
-step n - 1, and only then save (after reading those of step n as well). The batch of a step is a function of its
-number, so nothing about the data needs saving.
+step n - 1, decide, and only then run what is due (having read those of step n as well). The batch of a step is a
+function of its number, so nothing about the data needs saving.
 """
 
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ramen_jax import config as configuration
 from ramen_jax import console
-from ramen_jax.console import DATA, USAGE, UserError
-from ramen_jax.parallel import mesh as sharding
+from ramen_jax.console import DATA, UserError
+from ramen_jax.parallel.mesh import replicated
 from ramen_jax.rows.pipeline import StepBatch
-from ramen_jax.training import checkpoint, environment, initial, optimizer
+from ramen_jax.training import checkpoint, initial, workdir
+from ramen_jax.training.bad_samples import BadSamples
+from ramen_jax.training.evaluators import LOSS, Evaluator
 from ramen_jax.training.metrics import Clock, Metrics
-from ramen_jax.training.step import (
-    Model,
-    State,
-    abstract_state,
-    create_state,
-    make_evaluation,
-    make_step,
-    state_shardings,
-)
-
-BAD_SAMPLES_FREE = 3  # so many bad samples never stop a run, however few were seen
+from ramen_jax.training.profile import Profile
+from ramen_jax.training.program import Program
+from ramen_jax.training.step import State
 
 
 class Job(NamedTuple):
     """What is trained on what."""
 
-    model: Model
-    sensors: Mapping[str, Mapping[str, Any]]  # corpus -> modality -> Sensor
-    fingerprints: Mapping[str, str]  # corpus -> of its prepared data
-    plan: Mapping[str, Any]  # what the batches follow from (`Plan.summary`); equal plans give equal batches
+    program: Program
+    identity: Mapping[str, Any]  # "sensors", "fingerprints" and "plan": what a checkpoint must agree on
     batches: Callable[[int], Iterable[StepBatch]]  # start step -> batches, without end
     steps: int  # length of the training
-    steps_per_epoch: float
-    validation: Callable[[], Iterable[StepBatch]] | None = None  # the same finite batches at each call
+    evaluators: Sequence[Evaluator] = ()
 
 
 class Outcome(NamedTuple):
@@ -59,78 +51,120 @@ class Outcome(NamedTuple):
     signalled: bool = False  # stopped by SIGTERM
 
 
-def run(config: ConfigDict, workdir: Path, job: Job) -> Outcome:
+class Hook(NamedTuple):
+    """Something that is done every so many steps (0: never) and after the last one."""
+
+    every: int
+    run: Callable[[State, int], None]
+
+    def due(self, step: int, last: bool) -> bool:
+        return bool(self.every) and (last or step % self.every == 0)
+
+
+class Signs(NamedTuple):
+    """What a process has noticed by the end of a step and all of them must act on together."""
+
+    stop: bool  # SIGTERM has come
+    problem: str  # why the run cannot go on, "" when it can
+
+
+class Decision(Enum):
+    """What all processes do after a step."""
+
+    GO_ON = auto()
+    FINISH = auto()  # the last step is done: hooks, then the end
+    STOP = auto()  # asked to: save at once, then the end
+    FAIL = auto()
+
+
+def decide(signs: Signs, step: int, end: int) -> Decision:
+    """The one place where it is decided how a run goes on after `step` steps of `end`."""
+    if signs.problem:
+        return Decision.FAIL
+    if step >= end:
+        return Decision.FINISH
+    return Decision.STOP if signs.stop else Decision.GO_ON
+
+
+def run(job: Job, folder: Path) -> Outcome:
     """Trains from the workdir's newest checkpoint (or from nothing) to the end, or to config.train.stop_at.
 
     Raises UserError when the workdir holds another configuration, a checkpoint does not fit, a loss is not finite,
     too many samples are bad, or the last checkpoint could not be written.
     """
-    environment.quiet_libraries()
-    claim_workdir(config, workdir)
-    mesh = sharding.make_mesh(config)
-    return _Run(config, workdir, job, mesh).train()
+    workdir.claim(job.program.config, folder)
+    stopping = threading.Event()
+    with _on_sigterm(stopping.set):
+        return _Run(folder, job, stopping).train()
+
+
+@contextmanager
+def _on_sigterm(call: Callable[[], None]) -> Iterator[None]:
+    """`call` instead of the end of the process. Signals can be handled in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: call())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class _Run:
     """One process's work on a run."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, job: Job, mesh: Mesh) -> None:
-        self.config, self.workdir, self.job, self.mesh = config, workdir, job, mesh
-        self.rate = optimizer.schedule(config, job.steps, job.steps_per_epoch)
-        self.optimizer = optimizer.make_optimizer(config, self.rate)
-        self.shardings = state_shardings(job.model, self.optimizer, mesh, config)
-        self.steps: dict[str, Any] = {}  # corpus -> compiled step
-        self.evaluations: dict[str, Any] = {}
+    def __init__(self, folder: Path, job: Job, stopping: threading.Event) -> None:
+        self.folder, self.job, self.stopping = folder, job, stopping
+        self.program, self.config = job.program, job.program.config
         self.primary = jax.process_index() == 0
-        self.stopping = threading.Event()
         self.pending: tuple[StepBatch, Any] | None = None  # dispatched, metrics not read yet
         self.losses: list[float] = []  # since the last checkpoint
-        self.seen = self.bad = 0
+        self.validated: float | None = None  # loss of the last validation, if it belongs to the newest step
         self.last_loss = float("nan")
-        self.told = False  # that metrics cannot be written
+        self.problem = ""
+        self.not_finite: StepBatch | None = None
 
     def train(self) -> Outcome:
         config, job = self.config, self.job
+        note = _print if self.primary else _silent
         keep = config.checkpoint
-        print_note = print if self.primary else lambda _: None
-        self.checkpoints = checkpoint.Checkpoints(self.workdir, print_note, keep.keep_latest, keep.keep_best)
-        state, start, saved = self.restore_or_create()
+        self.checkpoints = checkpoint.Checkpoints(self.folder, note, keep.keep_latest, keep.keep_best)
         end = min(job.steps, config.train.stop_at or job.steps)
+        done = max(self.checkpoints.steps(), default=0)
+        if done < end:
+            # Before the state exists; after the checkpoints were opened, so that a wrong workdir is told at once.
+            lowered = self.folder if self.primary and config.logging.stablehlo else None
+            self.program.compile(note, lowered)
+        state, start, saved = self.restore_or_create()
         if start >= end:
             self.checkpoints.close()
             return Outcome(start, start >= job.steps, self.last_loss)
-        self.seen, self.bad = saved.get("seen", 0), saved.get("bad", 0)
-        self.clock = Clock(self.mesh.size, jax.devices()[0].device_kind, saved)
+        self.samples = BadSamples(self.folder / "bad_samples.jsonl", config.data.max_bad_share, saved)
+        self.clock = Clock(self.program.mesh.size, jax.devices()[0].device_kind, saved)
         if self.primary:
-            environment.describe_run(self.workdir, config, state.params, job.model.logical_axes)
-        self.metrics = Metrics(
-            self.workdir, start, config.logging.every, config.logging.tensorboard, self.primary
-        )
-        previous = signal.getsignal(signal.SIGTERM)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self.stopping.set())
+            workdir.describe_run(self.folder, self.program)
+        logging = config.logging
+        self.metrics = Metrics(self.folder, start, logging.every, logging.tensorboard, self.primary, note)
         try:
             with console.progress(job.steps, "training", "steps", start=start) as bar:
                 self.bar = bar
                 self.clock.pause()
-                self.checkpoints.note = bar.note if self.primary else print_note
+                self.checkpoints.note = self.metrics.note = bar.note if self.primary else _silent
                 done = self.iterate(state, start, end)
             self.checkpoints.close()
         finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, previous)
             self.metrics.close()
         if self.checkpoints.failed:
             raise UserError(
                 f"the checkpoint of the last step {done} was not saved: {self.checkpoints.failed}", DATA
             )
-        return Outcome(done, done >= job.steps, self.last_loss, self.stopping.is_set() and done < end)
+        return Outcome(done, done >= job.steps, self.last_loss, done < end)
 
     def restore_or_create(self) -> tuple[State, int, dict[str, Any]]:
-        abstract = abstract_state(self.job.model, self.optimizer, self.shardings)
-        found = self.checkpoints.restore_latest(abstract, self.identity())
+        found = self.checkpoints.restore_latest(self.program.abstract, self.job.identity)
         if found is None:
-            state = create_state(self.job.model, self.optimizer, self.shardings)
+            state = self.program.create_state()
             if self.config.train.start_from:
                 state, told = initial.begin_with(state, Path(self.config.train.start_from), self.config)
                 self.checkpoints.note(told)
@@ -139,190 +173,114 @@ class _Run:
         self.checkpoints.note(f"resuming from {self.checkpoints.folder / str(meta['step'])}")
         return state, meta["step"], meta["clock"]
 
+    def hooks(self) -> list[Hook]:
+        """What is done beside the steps, in this order; saving is the last, to keep what was measured."""
+        measuring = [Hook(each.every, partial(self.measure, each)) for each in self.job.evaluators]
+        return [*measuring, Hook(self.config.checkpoint.every, self.save)]
+
     def iterate(self, state: State, start: int, end: int) -> int:
         """Steps `start` to `end` - 1. Returns the number of steps done, which is less after SIGTERM."""
-        config = self.config
+        hooks, profile = self.hooks(), Profile(self.config.logging.profile_steps, self.folder)
         step = start
         for batch in self.clock.waiting(self.job.batches(start)):
             step = batch.step
-            self.count_bad(batch)
-            if step not in config.train.skip_steps:
-                rows = sharding.put_rows(batch.rows, self.mesh)
-                compiled = self.steps.get(batch.corpus) or self.compile(batch, state, rows)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = compiled(state, rows)
-                self.read_pending(state)
-                self.pending = (batch, metrics)
-            else:
+            self.problem = self.problem or self.samples.count(batch)
+            profile.before(step)
+            if step in self.config.train.skip_steps:
                 state = state._replace(step=self.place(np.int32(step + 1)))
+            else:
+                rows = self.program.place(batch.rows)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = self.program.step(batch.corpus)(state, rows)
+                self.read_pending()
+                self.pending = (batch, metrics)
             step += 1
+            profile.after(step, state)
             last = step >= end or self.stopping.is_set()
-            validated = None
-            if (
-                self.job.validation
-                and config.validation.every
-                and (step % config.validation.every == 0 or last)
-            ):
-                self.read_pending(state)
-                validated = self.validate(state, step)
-            if step % config.checkpoint.every == 0 or last:
-                self.read_pending(state)
-                self.save(state, step, validated)
+            due = [hook for hook in hooks if hook.due(step, last)]
+            if due:
+                self.read_pending()  # what is not finite must be neither measured nor saved
+            decision = decide(Signs(self.stopping.is_set(), self.problem), step, end)
+            if decision is Decision.FAIL:
+                self.fail(state)
+            for hook in hooks[-1:] if decision is Decision.STOP else due:
+                hook.run(state, step)
             self.checkpoints.poll()
-            if last:
+            if decision is not Decision.GO_ON:
                 break
         return step
 
-    def compile(self, batch: StepBatch, state: State, rows: Any) -> Any:
-        """Compiles the step of a corpus, once: rows of another shape are an error, not a second program."""
-        sensors = self.job.sensors[batch.corpus]
-        step = make_step(
-            self.job.model, self.optimizer, self.rate, sensors, self.config, self.mesh, self.shardings
-        )
-        self.bar.note(f"compiling the step of {batch.corpus}")
-        keep = self.primary and self.config.logging.stablehlo
-        program = self.workdir / f"step_{batch.corpus}.stablehlo.gz" if keep else None
-        compiled, seconds = environment.compile_step(step, state, rows, program)
-        self.bar.note(f"compiled in {seconds:.1f} s")
-        self.steps[batch.corpus] = compiled
-        self.pause()
-        return compiled
-
-    def read_pending(self, state: State) -> None:
-        """Reads, logs and judges the metrics of the step dispatched before; `state` is the newest."""
+    def read_pending(self) -> None:
+        """Reads and logs the metrics of the step dispatched before, and judges them."""
         if self.pending is None:
             return
         batch, device_metrics = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        loss, step = values["loss"], batch.step
-        if not np.isfinite(loss) or not np.isfinite(values["gradient_norm"]):
-            self.stop_not_finite(batch, values, state)
-        self.last_loss = loss
-        self.losses.append(loss)
+        if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
+            names = [name for name, value in values.items() if not np.isfinite(value)]
+            self.problem = f"{', '.join(names)} not finite"
+            self.not_finite = batch
+            return
+        self.last_loss = values["loss"]
+        self.losses.append(values["loss"])
         padded = batch.rows.decoder_segment_RxL.size * jax.process_count()
         self.clock.tick(values["views"], values["tokens"], padded)
-        rates = self.clock.rates()
-        self.metrics.write(step, {"corpus": batch.corpus, **values, **rates})
-        if self.metrics.failed and not self.told:
-            self.bar.note(f"WARNING: metrics are not being written ({self.metrics.failed}); training goes on")
-            self.told = True
-        self.bar.advance(info=self.clock.line(loss))
+        self.metrics.write(batch.step, {"corpus": batch.corpus, **values, **self.clock.rates()})
+        self.bar.advance(info=self.clock.line(values["loss"]))
 
-    def stop_not_finite(self, batch: StepBatch, values: Mapping[str, float], state: State) -> None:
-        """The device applied neither this step nor the one after it: saves, names the samples, ends the run."""
-        self.save(state, batch.step, None)
+    def fail(self, state: State) -> None:
+        """Ends the run: names the samples of a step that was not finite, which the device did not apply, and saves."""
+        batch = self.not_finite
+        if batch is None:
+            raise UserError(self.problem, DATA)
+        self.save(state, batch.step)
         self.checkpoints.wait()
-        names = [name for name, value in values.items() if not np.isfinite(value)]
-        report = {"step": batch.step, "corpus": batch.corpus, "not_finite": names, "samples": batch.ids}
-        path = self.workdir / f"not_finite_{batch.step}_process{jax.process_index()}.json"
+        report = {"step": batch.step, "corpus": batch.corpus, "problem": self.problem, "samples": batch.ids}
+        path = self.folder / f"not_finite_{batch.step}_process{jax.process_index()}.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
         shown = ", ".join(batch.ids[:8]) + (f" and {len(batch.ids) - 8} more" if len(batch.ids) > 8 else "")
         raise UserError(
-            f"step {batch.step} ({batch.corpus}): {', '.join(names)} not finite; the update was not applied. "
+            f"step {batch.step} ({batch.corpus}): {self.problem}; the update was not applied. "
             f"Samples of the step: {shown} (all in {path}). To go on without this step: "
             f"--config.train.skip_steps={batch.step}",
             DATA,
         )
 
-    def validate(self, state: State, step: int) -> float:
-        """Mean loss over the fixed validation batches, dropout off, running statistics in BatchNorm."""
-        assert self.job.validation is not None
-        sums: dict[str, list[float]] = {}
-        for batch in self.job.validation():
-            rows = sharding.put_rows(batch.rows, self.mesh)
-            if batch.corpus not in self.evaluations:
-                self.evaluations[batch.corpus] = make_evaluation(
-                    self.job.model, self.job.sensors[batch.corpus]
-                )
-            losses = jax.device_get(self.evaluations[batch.corpus](state.params, state.statistics, rows))
-            for name, value in losses.items():
-                sums.setdefault(f"validation/{name}", []).append(float(value))
-        means = {name: float(np.mean(values)) for name, values in sums.items()}
-        if not means:
-            return float("nan")
-        self.metrics.write(step - 1, means, board=True)
-        self.bar.note(f"validation at step {step}: loss {means['validation/loss']:.5g}")
+    def measure(self, evaluator: Evaluator, state: State, step: int) -> None:
+        values = evaluator.run(state.params, state.statistics, step)
+        if values:
+            self.metrics.write(step - 1, values, board=True)
+            shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items() if name.count("/") < 2)
+            self.bar.note(f"after {step} steps: {shown}")
+        self.validated = values.get(LOSS, self.validated)
         self.pause()
-        return means["validation/loss"]
 
-    def save(self, state: State, step: int, validated: float | None) -> None:
+    def save(self, state: State, step: int) -> None:
         training = float(np.mean(self.losses)) if self.losses else self.last_loss
         meta = {
             "step": step,
             "config": configuration.plain(self.config),
             "recipe": self.config.recipe,
-            **self.identity(),
-            "clock": {**self.clock.saved(), "seen": self.seen, "bad": self.bad},
+            **self.job.identity,
+            "clock": {**self.clock.saved(), **self.samples.saved()},
         }
-        loss = training if validated is None else validated
+        loss = training if self.validated is None else self.validated
         self.checkpoints.save(step, state, meta, loss if np.isfinite(loss) else 1e30)
-        self.losses = []
+        self.losses, self.validated = [], None
         self.pause()
 
     def pause(self) -> None:
-        """What took place since the last step (compilation, validation, saving) is in no rate and no time left."""
+        """What took place since the last step (evaluation, saving) is in no rate and no time left."""
         self.bar.began += self.clock.pause()
 
-    def count_bad(self, batch: StepBatch) -> None:
-        """Lists samples that could not be used, and stops above config.data.max_bad_share of those seen."""
-        self.seen += len(batch.ids) + len(batch.bad)
-        if not batch.bad:
-            return
-        self.bad += len(batch.bad)
-        with (self.workdir / "bad_samples.jsonl").open("a") as file:
-            for entry in batch.bad:
-                file.write(json.dumps(entry) + "\n")
-        share = self.bad / self.seen
-        if self.bad > BAD_SAMPLES_FREE and share > self.config.data.max_bad_share:
-            raise UserError(
-                f"{self.bad} of {self.seen} samples ({share:.1%}) could not be used, more than "
-                f"config.data.max_bad_share = {self.config.data.max_bad_share:.1%}; they are listed with their "
-                f"reasons in {self.workdir / 'bad_samples.jsonl'}",
-                DATA,
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with this run besides its arrays."""
-        sensors = {
-            corpus: {name: sensor.to_dict() for name, sensor in modalities.items()}
-            for corpus, modalities in self.job.sensors.items()
-        }
-        return {
-            "sensors": sensors,
-            "fingerprints": dict(self.job.fingerprints),
-            "plan": dict(self.job.plan),
-        }
-
     def place(self, value: np.generic) -> jax.Array:
-        return jax.device_put(value, sharding.replicated(self.mesh))
+        return jax.device_put(value, replicated(self.program.mesh))
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json in a new workdir; UserError with the differences when it holds another configuration."""
-    path = workdir / "config.json"
-    if path.is_file():
-        try:
-            lines = configuration.differences(configuration.plain(config), json.loads(path.read_text()))
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not readable JSON ({error}); restore it or use another workdir", DATA
-            ) from None
-        if lines:
-            shown = "\n  ".join(lines)
-            raise UserError(
-                f"workdir {workdir} holds a run with another configuration (there -> here); use another workdir, or "
-                f"the same configuration to go on:\n  {shown}",
-                USAGE,
-            )
-        return
-    if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
-        raise UserError(f"workdir {workdir} holds checkpoints but no config.json; use another workdir", DATA)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            partial = path.with_suffix(".partial")
-            configuration.save_json(config, partial)
-            partial.rename(path)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}", DATA) from None
+def _print(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+def _silent(sentence: str) -> None:
+    """For the processes that do not speak."""

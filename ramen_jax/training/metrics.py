@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,15 +18,22 @@ class Metrics:
     """metrics.jsonl (every step) and TensorBoard (every `every` steps) of one workdir.
 
     Opening at `start` drops lines of later steps, which a killed run may have written after its last checkpoint. A
-    full disk loses lines, never the training: the first failure stays in `failed`. Only the `primary` process writes.
+    full disk loses lines, never the training: the first failure is told by `note`. Only the `primary` process writes.
     """
 
     def __init__(
-        self, workdir: Path, start: int, every: int, tensorboard: bool, primary: bool = True
+        self,
+        workdir: Path,
+        start: int,
+        every: int,
+        tensorboard: bool,
+        primary: bool = True,
+        note: Callable[[str], None] = print,
     ) -> None:
         self.path = workdir / "metrics.jsonl"
         self.every = every
-        self.failed = ""
+        self.note = note
+        self._failed = False
         self._file: Any = None
         self._board: Any = None
         if not primary:
@@ -50,7 +57,7 @@ class Metrics:
                     if isinstance(value, int | float) and math.isfinite(value):
                         self._board.add_scalar(name, value, step)
         except OSError as error:
-            self.failed = self.failed or f"{type(error).__name__}: {error}"
+            self._fail(error)
 
     def close(self) -> None:
         """Flushes and closes both files."""
@@ -61,7 +68,13 @@ class Metrics:
             if self._board is not None:
                 self._board.close()
         except OSError as error:
-            self.failed = self.failed or f"{type(error).__name__}: {error}"
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            problem = f"{type(error).__name__}: {error}"
+            self.note(f"WARNING: metrics are not being written ({problem}); training goes on")
+        self._failed = True
 
 
 def _cut(path: Path, start: int) -> None:

@@ -1,25 +1,23 @@
-"""The training step: its state, how the state is created sharded, and the one function that is compiled per corpus.
+"""The training step and the evaluation: pure functions of a state and packed rows, compiled by `program.py`.
 
-A loss is a sum of errors divided by counts of the whole batch, so neither micro-batches nor devices change a gradient
-(BatchNorm statistics are those of the micro-batch). A step whose loss or gradient is not finite changes nothing, and
-neither does any step after it: the loop has already dispatched the next one when it reads the loss.
+A loss is a sum of errors divided by counts of the whole batch, so without dropout neither micro-batches nor devices
+change a gradient beyond rounding. What does depend on the cut into micro-batches: BatchNorm statistics (each
+micro-batch has its own) and dropout masks. A step whose loss or gradient is not finite changes nothing, and neither
+does any step after it: the loop has already dispatched the next one when it reads the loss.
 
 Shape letters: R rows of the batch, K micro-batches.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
-
-from ramen_jax.parallel import mesh as sharding
 
 Tree = Any  # nested dicts of arrays, string keys only (they survive any checkpoint format)
+Metrics = dict[str, jax.Array]
 
 
 class State(NamedTuple):
@@ -32,110 +30,64 @@ class State(NamedTuple):
     opt_state: Tree
 
 
-class Model(NamedTuple):
-    """A model without its arrays, and what the step needs from it."""
+class Model(Protocol):
+    """What the step needs of a model; `ramen_jax.model.ramen.Ramen` is one."""
 
-    definition: nnx.GraphDef
-    create: Callable[[], tuple[Tree, Tree]]  # -> params, statistics
-    counts: Callable[[Any], Mapping[str, jax.Array]]  # rows -> masked values per modality
-    logical_axes: sharding.LogicalAxes
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """-> params, statistics."""
 
-    def join(self, params: Tree, statistics: Tree) -> Any:
-        """The nnx module that holds these arrays."""
-        return nnx.merge(self.definition, _keys(params, int), _keys(statistics, int))
+    def counts(self, rows: Any) -> dict[str, jax.Array]:
+        """Masked values per modality."""
 
-
-def describe(
-    build: Callable[[], nnx.Module],
-    statistic: type[nnx.Variable],
-    counts: Callable[[Any], Mapping[str, jax.Array]],
-    logical_axes: sharding.LogicalAxes,
-) -> Model:
-    """A Model from a function that builds the nnx module. Nothing is computed: shapes only."""
-    definition = nnx.split(nnx.eval_shape(build), nnx.Param, statistic)[0]
-
-    def create() -> tuple[Tree, Tree]:
-        parts: Any = nnx.split(build(), nnx.Param, statistic)
-        _, params, statistics = parts
-        return _keys(nnx.to_pure_dict(params), str), _keys(nnx.to_pure_dict(statistics), str)
-
-    return Model(definition, create, counts, logical_axes)
+    def loss(
+        self,
+        params: Tree,
+        statistics: Tree,
+        rows: Any,
+        bands: Any,
+        counts: Mapping[str, jax.Array],
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Tree]]:
+        """-> total, ({"loss/<modality>": loss}, statistics)."""
 
 
-def _keys(tree: Tree, kind: type) -> Tree:
-    """The same tree with list positions as text (kind=str) or as numbers again (kind=int)."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {
-        (str(key) if kind is str else int(key) if key.isdigit() else key): _keys(value, kind)
-        for key, value in tree.items()
-    }
-
-
-def state_shardings(
-    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, config: ConfigDict
-) -> State:
-    """The sharding of every leaf of the state, from shapes alone."""
-    shapes = jax.eval_shape(lambda: _create(model, optimizer))
-    whole = sharding.replicated(mesh)
-    stored = config.sharding.storage
-    return State(
-        step=whole,
-        alive=whole,
-        params=sharding.tree_shardings(shapes.params, mesh, stored, model.logical_axes),
-        statistics=jax.tree.map(lambda _: whole, shapes.statistics),
-        opt_state=sharding.tree_shardings(shapes.opt_state, mesh, stored, model.logical_axes),
-    )
-
-
-def _create(model: Model, optimizer: optax.GradientTransformation) -> State:
-    params, statistics = model.create()
+def new_state(model: Model, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """A fresh state."""
+    params, statistics = model.init(jax.random.key(seed))
     return State(jnp.int32(0), jnp.bool_(True), params, statistics, optimizer.init(params))
-
-
-def create_state(model: Model, optimizer: optax.GradientTransformation, shardings: State) -> State:
-    """A fresh state. Each device computes its own shards; no device ever holds the whole."""
-    # A program of a thousand small random draws that runs once: on CPU, compiling it well costs more than it saves.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda: _create(model, optimizer), out_shardings=shardings, compiler_options=options)()
-
-
-def abstract_state(model: Model, optimizer: optax.GradientTransformation, shardings: State) -> State:
-    """Shapes, dtypes and shardings of a state, which is what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda: _create(model, optimizer))
-    return jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, shardings
-    )
 
 
 def make_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
-    sensors: Mapping[str, Any],
-    config: ConfigDict,
-    mesh: Mesh,
-    shardings: State,
-) -> Any:
-    """The jitted step(state, rows_R) -> (state, metrics) for the sensors of one corpus. The state is donated.
+    bands: Any,
+    *,
+    seed: int,
+    micro: int = 1,
+    for_compute: Callable[[Tree], Tree] = lambda params: params,
+) -> Callable[[State, Any], tuple[State, Metrics]]:
+    """step(state, rows_R) -> (state, metrics) for the bands of one corpus.
 
     Metrics are float32 scalars: "loss", "loss/{modality}", "gradient_norm", "learning_rate", "tokens", "views".
-    """
-    seed, micro = config.seed, config.optimizer.accumulate
-    compute = sharding.tree_shardings(
-        parameter_shapes(model), mesh, config.sharding.compute, model.logical_axes
-    )
 
-    def step(state: State, rows_R: Any) -> tuple[State, dict[str, jax.Array]]:
+    Args:
+        seed: of dropout.
+        micro: micro-batches per step.
+        for_compute: places the parameters where a step uses them.
+    """
+
+    def step(state: State, rows_R: Any) -> tuple[State, Metrics]:
         counts = model.counts(rows_R)
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def micro_loss(params: Tree, statistics: Tree, rows: Any, key: jax.Array) -> Any:
-            params = jax.lax.with_sharding_constraint(params, compute)
-            module = model.join(params, statistics)
-            total, losses = module.loss(rows, sensors, counts, train=True, key=key)
-            updated = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
-            return total, (_keys(updated, str), {"loss": total, **losses})
+            total, (losses, moved) = model.loss(
+                for_compute(params), statistics, rows, bands, counts, train=True, key=key
+            )
+            return total, (moved, {"loss": total, **losses})
 
         gradient = jax.grad(micro_loss, has_aux=True)
         if micro == 1:
@@ -144,9 +96,11 @@ def make_step(
             grads, statistics, metrics = _accumulate(gradient, state, rows_R, step_key, micro)
 
         norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, at_step(state.opt_state, state.step), state.params)
+        params = optax.apply_updates(state.params, updates)
         alive = state.alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = State(state.step + 1, alive, optax.apply_updates(state.params, updates), statistics, opt_state)
+        new = State(state.step + 1, alive, params, statistics, opt_state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         new = jax.tree.map(
             lambda after, before: jnp.where(alive, after, before), new, state._replace(alive=alive)
         )
@@ -157,30 +111,31 @@ def make_step(
         metrics["views"] = jnp.sum(jnp.max(rows_R.decoder_segment_RxL, axis=1))
         return new, metrics
 
-    rows_split = jax.sharding.NamedSharding(mesh, sharding.ROWS)
-    return jax.jit(
-        step,
-        donate_argnums=0,  # the new state takes the memory of the old one
-        in_shardings=(shardings, rows_split),  # storage mapping; rows over data x fsdp
-        out_shardings=(shardings, sharding.replicated(mesh)),  # same storage; metrics on every device
-    )
+    return step
 
 
-def make_evaluation(model: Model, sensors: Mapping[str, Any]) -> Any:
-    """The jitted evaluation(params, statistics, rows_R) -> {"loss", "loss/{modality}"}, without dropout."""
+def at_step(opt_state: Tree, step: jax.Array) -> Tree:
+    """The optimizer's state with its schedule at `step`: steps that were left out do not detach the learning rate."""
 
-    @jax.jit
-    def evaluation(params: Tree, statistics: Tree, rows_R: Any) -> dict[str, jax.Array]:
-        module = model.join(params, statistics)
-        total, losses = module.loss(rows_R, sensors, model.counts(rows_R), train=False, key=None)
-        return {"loss": total, **losses}
+    def of_schedule(path: Any, _: Any) -> bool:
+        return getattr(path[-1], "tuple_name", "") == optax.ScaleByScheduleState.__name__
+
+    return optax.tree_utils.tree_set(opt_state, of_schedule, count=step)
+
+
+def make_evaluation(model: Model, bands: Any) -> Callable[[Tree, Tree, Any], tuple[Metrics, Metrics]]:
+    """evaluation(params, statistics, rows_R) -> (sums of errors, counts) by modality, without dropout.
+
+    Sums over counts: batches may be added up before they are divided.
+    """
+
+    def evaluation(params: Tree, statistics: Tree, rows_R: Any) -> tuple[Metrics, Metrics]:
+        counts = model.counts(rows_R)
+        ones = {name: jnp.ones(()) for name in counts}
+        _, (sums, _) = model.loss(params, statistics, rows_R, bands, ones, train=False)
+        return {name.removeprefix("loss/"): value for name, value in sums.items()}, counts
 
     return evaluation
-
-
-def parameter_shapes(model: Model) -> Tree:
-    """The parameter tree as shapes and dtypes."""
-    return jax.eval_shape(model.create)[0]
 
 
 def _accumulate(gradient: Callable[..., Any], state: State, rows_R: Any, key: jax.Array, micro: int) -> Any:

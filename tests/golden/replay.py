@@ -25,16 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
-from ml_collections import ConfigDict
 
-from ramen_jax.config import default
 from ramen_jax.interchange.torch_weights import from_official, to_official
-from ramen_jax.model.mae import RamenMAE, loss_counts
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.encoder import RamenEncoder
 from ramen_jax.model.projector import ELEVATION, RADAR
-from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.recipe import Recipe
 from ramen_jax.rows.batch import Rows
-from ramen_jax.rows.packing import PackedView, exact_capacity, pack
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.views import PackedView
 from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Band, Sensor
 
@@ -53,6 +53,7 @@ ZERO_GRADIENT = tuple(f"encoder.ltae.{name}.bias" for name in ("inconv.0", "mlp.
 # Gradients below this share of the total norm are rounding noise too (the key bias, the GroupNorm bias).
 NOISE_FLOOR = 1e-6
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.05, 1.0
+RECIPE = Recipe.named("reference", ltae_dropout=0.0)
 
 
 @dataclass
@@ -91,35 +92,14 @@ class Folder:
             self.weights = {name: archive[name] for name in archive.files}
 
     @cached_property
-    def traps(self) -> ConfigDict:
+    def ramen(self) -> Ramen:
         """The reference recipe, without the attention dropout that the golden runs switched off."""
-        return ConfigDict(
-            {
-                "target": "per_pixel",
-                "time_mask": "reference",
-                "modality_embedding": "none",
-                "missing": "zeros",
-                "encodings": "float32",
-                "sampling": "reference",
-                "temporal": "all",
-                "ltae_dropout": 0.0,
-            }
-        )
+        architecture = Architecture.from_dict({**self.hyperparameters, "remat": "none"})
+        return Ramen(architecture, RECIPE)
 
-    def model(self) -> RamenMAE:
-        config = default().model
-        with config.unlocked():
-            config.update(self.hyperparameters)
-            config.remat = "none"
-        # Shapes only: every value comes from the official weights.
-        model = nnx.eval_shape(lambda: RamenMAE(config, self.traps, rngs=nnx.Rngs(0)))
-        _, params, statistics = nnx.split(model, nnx.Param, BatchStatistic)
-        template = (nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
-        new_params, new_statistics = from_official(self.weights, template)
-        nnx.replace_by_pure_dict(params, new_params)
-        nnx.replace_by_pure_dict(statistics, new_statistics)
-        nnx.update(model, params, statistics)
-        return model
+    def arrays(self) -> tuple[Any, Any]:
+        """Parameters and statistics, every value from the official weights."""
+        return from_official(self.weights, self.ramen.shapes)
 
     def corpus(self, name: str, arrays: Mapping[str, np.ndarray], scale: float) -> CorpusSpec:
         modalities = []
@@ -152,13 +132,13 @@ class Case:
         self.name, self.arrays = name, arrays
         self.facts = json.loads(str(arrays["case"]))
         self.spec = folder.corpus(self.facts["dataset"], arrays, float(arrays["input_scale"]))
-        self.sensors = {m.name: m.sensor for m in self.spec.modalities}
+        self.bands = {m.name: m.sensor.bands for m in self.spec.modalities}
         self.train = self.facts["batchnorm"] == "batch"
 
     def rows(self, mask_ratio: float) -> Rows:
         views = [[self._view(b)] for b in range(self.facts["batch"])]
-        capacity = exact_capacity(self.spec, views, mask_ratio=mask_ratio)
-        return pack(self.spec, views, capacity, mask_ratio=mask_ratio)
+        capacity = exact_capacity(self.spec, views, RECIPE, mask_ratio)
+        return pack(self.spec, views, capacity, RECIPE, mask_ratio)
 
     def _view(self, b: int) -> PackedView:
         images = {}
@@ -190,25 +170,25 @@ def replay_case(folder: Folder, case: Case, worst: Worst) -> None:
     """Losses, gradients, tokens and reconstructions of one case, in one compiled program."""
     rows = case.rows(folder.hyperparameters["mask_ratio"])
     unmasked = case.rows(mask_ratio=0.0)
-    model = folder.model()
-    graph, params, statistics = nnx.split(model, nnx.Param, BatchStatistic)
+    ramen, (params, statistics) = folder.ramen, folder.arrays()
 
     @jax.jit
     def everything(params: Any, statistics: Any, rows: Rows, unmasked: Rows) -> tuple:
-        def fresh(params: Any) -> RamenMAE:
-            return nnx.merge(graph, params, statistics, copy=True)
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            counts = ramen.counts(rows)
+            return ramen.loss(params, statistics, rows, case.bands, counts, train=case.train)
 
-        def loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            counts = loss_counts(rows, folder.traps)
-            return fresh(params).loss(rows, case.sensors, counts, train=case.train)
+        def encoder() -> RamenEncoder:
+            return ramen.encoder(params, statistics)
 
-        (total, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        (total, (losses, _)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         projected = {
-            name: fresh(params).encoder.features(rows.images[name], case.sensors[name], train=case.train)
+            name: encoder().features(rows.images[name], case.bands[name], train=case.train)
             for name in case.facts["modalities"]
         }
-        encoded = fresh(params).encoder(unmasked, case.sensors, train=case.train)
-        predictions = fresh(params).reconstruct(rows, case.sensors, train=case.train)
+        encoded = encoder()(unmasked, case.bands, train=case.train)
+        visible = encoder()(rows, case.bands, train=case.train)
+        predictions = ramen.decode(params, visible, rows, case.bands)
         return total, losses, gradients, projected, encoded, predictions
 
     total, losses, gradients, projected, encoded, predictions = everything(params, statistics, rows, unmasked)
@@ -229,7 +209,7 @@ def replay_case(folder: Folder, case: Case, worst: Worst) -> None:
 
 
 def _compare_gradients(gradients: Any, statistics: Any, case: Case, worst: Worst) -> None:
-    named = to_official(nnx.to_pure_dict(gradients), nnx.to_pure_dict(statistics))
+    named = to_official(gradients, statistics)
     expected = json.loads(str(case.arrays["grad_norms"]))
     floor = NOISE_FLOOR * np.sqrt(sum(value**2 for value in expected.values()))
     for name, norm in expected.items():
@@ -266,7 +246,7 @@ def replay_trajectory(folder: Folder, worst: Worst) -> None:
     description = json.loads((folder.path / "trajectory.json").read_text())
     case = list(folder.cases())[description["case"]]
     rows = case.rows(folder.hyperparameters["mask_ratio"])
-    graph, params, statistics = nnx.split(folder.model(), nnx.Param, BatchStatistic)
+    ramen, (params, statistics) = folder.ramen, folder.arrays()
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP),
         optax.adamw(LEARNING_RATE, b1=0.9, b2=0.999, eps=1e-8, weight_decay=WEIGHT_DECAY),
@@ -276,12 +256,9 @@ def replay_trajectory(folder: Folder, worst: Worst) -> None:
     @jax.jit
     def step(params: Any, statistics: Any, state: Any, rows: Rows) -> tuple:
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params, statistics, copy=True)
-            counts = loss_counts(rows, folder.traps)
-            total, _ = model.loss(rows, case.sensors, counts, train=True)
-            return total, nnx.state(model, BatchStatistic)
+            return ramen.loss(params, statistics, rows, case.bands, ramen.counts(rows), train=True)
 
-        (total, new_statistics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        (total, (_, new_statistics)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         updates, new_state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), new_statistics, new_state, total
 

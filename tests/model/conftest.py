@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import replace
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from ml_collections import ConfigDict
 
-from ramen_jax.model.mae import RamenMAE
-from ramen_jax.model.temporal import BatchStatistic
-from ramen_jax.rows.packing import PackedView
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.ramen import Ramen, Tree
+from ramen_jax.recipe import Recipe
+from ramen_jax.rows.views import PackedView
 from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Band, Sensor
 
@@ -34,46 +35,24 @@ SPEC = CorpusSpec(
     ),
     "test",
 )
-SENSORS = {m.name: m.sensor for m in SPEC.modalities}
+BANDS = {m.name: m.sensor.bands for m in SPEC.modalities}
 
 
-def small_config(**changes: object) -> ConfigDict:
-    config = ConfigDict(
-        {
-            "embed_dim": 32,
-            "depth": 2,
-            "num_heads": 2,
-            "mlp_ratio": 2.0,
-            "decoder_embed_dim": 16,
-            "decoder_depth": 1,
-            "decoder_num_heads": 2,
-            "mask_ratio": 0.75,
-            "block_eps": 1e-6,
-            "dtype": "float32",
-            "remat": "none",
-        }
-    )
-    config.update(changes)
-    return config
+SMALL = Architecture(
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    mlp_ratio=2.0,
+    decoder_embed_dim=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+    remat="none",
+)
 
 
-def traps(recipe: str = "reference", **changes: object) -> ConfigDict:
-    fixed = recipe == "fixed"
-    result = ConfigDict(
-        {
-            "target": "standardised" if fixed else "per_pixel",
-            "time_mask": "fixed" if fixed else "reference",
-            "modality_embedding": "bands" if fixed else "none",
-            "missing": "excluded" if fixed else "zeros",
-            "encodings": "float32",
-            "sampling": "metric" if fixed else "reference",
-            "temporal": "visible" if fixed else "all",
-            "ltae_dropout": 0.0,
-        },
-        type_safe=False,
-    )
-    result.update(changes)
-    return result
+def traps(recipe: str = "reference", **changes: Any) -> Recipe:
+    """A recipe without dropout."""
+    return Recipe.named(recipe, **{"ltae_dropout": 0.0, **changes})
 
 
 def make_view(
@@ -99,32 +78,22 @@ def make_view(
     )
 
 
-@lru_cache
-def _shapes(recipe: str, remat: str, dtype: str, changes: tuple) -> tuple:
-    config, options = small_config(remat=remat, dtype=dtype), traps(recipe, **dict(changes))
-    return nnx.split(
-        nnx.eval_shape(lambda: RamenMAE(config, options, rngs=nnx.Rngs(0))), nnx.Param, BatchStatistic
-    )
-
-
 def build(
-    recipe: str = "reference", remat: str = "none", dtype: str = "float32", **changes: object
-) -> RamenMAE:
-    """A small model whose parameters are all random (norms and biases too); numpy draws them: no compilation."""
-    graph, params, statistics = _shapes(recipe, remat, dtype, tuple(changes.items()))
+    recipe: str = "reference", remat: str = "none", dtype: str = "float32", **changes: Any
+) -> tuple[Ramen, Tree, Tree]:
+    """A small model, parameters that are all random (norms and biases too) and fresh statistics; nothing compiles."""
+    ramen = Ramen(replace(SMALL, remat=remat, dtype=dtype), traps(recipe, **changes))
     rng = np.random.default_rng(0)
 
-    def draw(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        shape = variable.get_raw_value().shape
-        centre = 1.0 if path[-1] in ("scale", "group_scale", "temperature") else 0.0
-        width = 0.3 if len(shape) < 2 else shape[-2] ** -0.5
-        return variable.replace(jnp.asarray(rng.normal(centre, width, shape), jnp.float32))
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].key
+        centre = 1.0 if name in ("scale", "group_scale", "temperature") else 0.0
+        width = 0.3 if len(leaf.shape) < 2 else leaf.shape[-2] ** -0.5
+        return jnp.asarray(rng.normal(centre, width, leaf.shape), jnp.float32)
 
-    filled = nnx.map_state(draw, params)
-    rest = nnx.map_state(
-        lambda path, v: v.replace(
-            jnp.full(v.get_raw_value().shape, path[-1] == "var", v.get_raw_value().dtype)
-        ),
-        statistics,
-    )
-    return nnx.merge(graph, filled, rest)
+    def fresh(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype)
+
+    params, statistics = ramen.shapes
+    with_path = jax.tree_util.tree_map_with_path
+    return ramen, with_path(draw, params), with_path(fresh, statistics)

@@ -37,7 +37,7 @@ def test_dates_interleave_and_have_a_period_of_367_days() -> None:
 
 
 def test_bfloat16_emulates_the_published_rounding() -> None:
-    """Trap 10: in bfloat16 2190 nm becomes 2192 nm and 443 nm becomes 444 nm; float32 keeps them apart."""
+    """In bfloat16 2190 nm becomes 2192 nm and 443 nm becomes 444 nm; float32 keeps them apart."""
     rounded = np.array([444.0, 840.0, 2192.0], np.float32)
     emulated, exact = np.asarray(sincos(WAVELENGTHS, 64, "bfloat16")), np.asarray(sincos(WAVELENGTHS, 64))
     # The first frequency is 1: its phase is the rounded wavelength itself.

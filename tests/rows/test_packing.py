@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramen_jax import sampling
+from ramen_jax.recipe import FIXED, REFERENCE, Recipe
 from ramen_jax.rows.batch import FRAME_NONE, FRAME_REAL, FRAME_ZERO, Rows
-from ramen_jax.rows.packing import Capacity, PackedView, exact_capacity, pack, view_grid, visible_count
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.views import Capacity, PackedView, view_grid, visible_count
 from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from tests.rows.small_corpora import COASTS, FIELDS, FIELDS_GSDS, optical, radar, random_sample
 
@@ -22,6 +24,9 @@ POINT = CorpusSpec(  # one pixel, one band, one date
         ModalitySpec("radar", radar("radar", 10.0), 1, 1, True, 3, "float32"),
     ),
 )
+
+VISIBLE = REFERENCE.but(temporal="visible")
+NO_PADDING = REFERENCE.but(time_mask="fixed")
 
 
 def make_view(
@@ -51,7 +56,7 @@ def loosened(capacity: Capacity, by: int) -> Capacity:
     changes = {
         key: tuple(n + by for n in value) if isinstance(value, tuple) else value + by
         for key, value in capacity.__dict__.items()
-        if key != "rows"
+        if key not in ("rows", "pixels")
     }
     return dataclasses.replace(capacity, **changes)
 
@@ -161,16 +166,15 @@ def check_image(
 )
 def test_every_token_is_placed_exactly_once(case, temporal, mask_ratio, spare) -> None:
     spec, rows = case
-    capacity = loosened(exact_capacity(spec, rows, temporal=temporal, mask_ratio=mask_ratio), spare)
-    batch = pack(
-        spec, rows, capacity, sampling="metric", time_mask="fixed", temporal=temporal, mask_ratio=mask_ratio
-    )
+    recipe = FIXED.but(temporal=temporal)
+    capacity = loosened(exact_capacity(spec, rows, recipe, mask_ratio), spare)
+    batch = pack(spec, rows, capacity, recipe, mask_ratio)
     check(spec, rows, batch, temporal, mask_ratio)
 
 
 def test_exact_capacity_has_no_padding_for_equal_views() -> None:
     rows = [[make_view(FIELDS, n, 4.0, ("s2", "aerial"))] for n in range(3)]
-    batch = pack(FIELDS, rows, exact_capacity(FIELDS, rows), time_mask="fixed")
+    batch = pack(FIELDS, rows, exact_capacity(FIELDS, rows, NO_PADDING), NO_PADDING)
     assert (batch.encoder_segment_RxE == 1).all()
     assert (batch.decoder_segment_RxL == 1).all()
     assert (batch.images["s2"].encoder_slot_RxN == 0).all()
@@ -179,7 +183,7 @@ def test_exact_capacity_has_no_padding_for_equal_views() -> None:
 def test_the_mask_is_the_reference_rule() -> None:
     view = make_view(FIELDS, 3, 3.0, ("s1", "aerial", "dem"))
     noise = view.noise
-    batch = pack(FIELDS, [[view]], exact_capacity(FIELDS, [[view]]))
+    batch = pack(FIELDS, [[view]], exact_capacity(FIELDS, [[view]], REFERENCE), REFERENCE)
     keep = int(len(noise) * (1 - 0.75))
     mask = np.ones(len(noise))
     mask[:keep] = 0
@@ -187,12 +191,13 @@ def test_the_mask_is_the_reference_rule() -> None:
     np.testing.assert_array_equal(batch.decoder_encoder_RxL[0, 1:] == -1, mask == 1)
 
 
-def series(counts: list[int], **options) -> np.ndarray:
+def series(counts: list[int], recipe: Recipe = REFERENCE, **options) -> np.ndarray:
     views = [make_view(FIELDS, n, 8.0, ("s2",)) for n in range(len(counts))]
     for n, (view, count) in enumerate(zip(views, counts)):
         view.sample = random_sample(FIELDS, n, frames={"s2": count})
     rows = [views[:2], views[2:]]
-    return pack(FIELDS, rows, loosened(exact_capacity(FIELDS, rows), 1), **options).images["s2"].frames_RxSxT
+    capacity = loosened(exact_capacity(FIELDS, rows, recipe), 1)
+    return pack(FIELDS, rows, capacity, recipe, **options).images["s2"].frames_RxSxT
 
 
 def test_short_series_get_zero_frames_up_to_the_longest_of_the_batch_in_reference_mode() -> None:
@@ -208,14 +213,14 @@ def test_short_series_of_a_row_and_fixed_masks() -> None:
     np.testing.assert_array_equal(
         (series([1, 3, 2], short_series="row") == FRAME_ZERO).sum(axis=2)[:, 0], [2, 0]
     )
-    assert not (series([1, 3, 2], time_mask="fixed") == FRAME_ZERO).any()
+    assert not (series([1, 3, 2], recipe=NO_PADDING) == FRAME_ZERO).any()
 
 
 def test_zero_frames_count_as_valid_pixels_of_date_zero() -> None:
     views = [make_view(FIELDS, n, 8.0, ("s2",)) for n in range(2)]
     for n, view in enumerate(views):
         view.sample = random_sample(FIELDS, n, frames={"s2": 1 + 3 * n})
-    images = pack(FIELDS, [views], exact_capacity(FIELDS, [views])).images["s2"]
+    images = pack(FIELDS, [views], exact_capacity(FIELDS, [views], REFERENCE), REFERENCE).images["s2"]
     assert (images.frames_RxSxT[0, 0, 1:] == FRAME_ZERO).all()
     assert images.valid_RxSxTxHxW[0, 0, 1:].all()
     assert not images.values_RxSxTxCxHxW[0, 0, 1:].any()
@@ -226,7 +231,7 @@ def test_kept_dates_are_selected() -> None:
     sample = random_sample(FIELDS, 5, frames={"s2": 5})
     view = make_view(FIELDS, 5, 4.0, ("s2",), dates={"s2": np.array([1, 4])})
     view.sample = sample
-    images = pack(FIELDS, [[view]], exact_capacity(FIELDS, [[view]])).images["s2"]
+    images = pack(FIELDS, [[view]], exact_capacity(FIELDS, [[view]], REFERENCE), REFERENCE).images["s2"]
     assert images.values_RxSxTxCxHxW.shape[2] == 2
     np.testing.assert_array_equal(images.values_RxSxTxCxHxW[0, 0], sample.images["s2"].values[[1, 4]])
     np.testing.assert_array_equal(images.dates_RxSxT[0, 0], sample.images["s2"].dates[[1, 4]])
@@ -239,7 +244,7 @@ def test_statistics_are_in_stored_units_and_by_sample() -> None:
     values = view.sample.images["s2"].values
     for statistics in ({}, {"s2": ((7.0, 8.0), (2.0, 4.0))}):
         view.statistics = statistics
-        images = pack(spec, [[view]], exact_capacity(spec, [[view]])).images["s2"]
+        images = pack(spec, [[view]], exact_capacity(spec, [[view]], REFERENCE), REFERENCE).images["s2"]
         stored = images.mean_RxSxC[0, 0][:, None, None], images.std_RxSxC[0, 0][:, None, None]
         mean, std = statistics.get("s2", (sensor.mean, sensor.std))
         physical = values * 0.1 - 3.0
@@ -250,7 +255,7 @@ def test_statistics_are_in_stored_units_and_by_sample() -> None:
 def test_a_modality_that_the_sample_lacks_is_one_absent_frame() -> None:
     view = make_view(FIELDS, 2, 4.0, ("aerial", "s2"))
     del view.sample.images["s2"]
-    images = pack(FIELDS, [[view]], exact_capacity(FIELDS, [[view]])).images["s2"]
+    images = pack(FIELDS, [[view]], exact_capacity(FIELDS, [[view]], REFERENCE), REFERENCE).images["s2"]
     assert images.view_RxS[0, 0] == 1
     assert not images.present_RxSxC.any()
     assert (images.frames_RxSxT == FRAME_REAL).all()
@@ -259,12 +264,12 @@ def test_a_modality_that_the_sample_lacks_is_one_absent_frame() -> None:
 def test_a_full_list_sends_its_visible_tokens_elsewhere() -> None:
     view = make_view(FIELDS, 1, 2.0, ("aerial", "dem"))
     rows = [[view]]
-    capacity = exact_capacity(FIELDS, rows, temporal="visible")
-    total = sum(capacity.encoder_tokens[i] for i in (0, 2))
+    capacity = exact_capacity(FIELDS, rows, VISIBLE)
+    total = sum(capacity.encoder_tokens[i] for i in (0, 1))
     few = capacity.encoder_tokens[0] - 3
-    tight = dataclasses.replace(capacity, encoder_tokens=(few, 1, total, 1))
+    tight = dataclasses.replace(capacity, encoder_tokens=(few, total, 1, 1))
     counters: dict[str, int] = {}
-    batch = pack(FIELDS, rows, tight, temporal="visible", counters=counters)
+    batch = pack(FIELDS, rows, tight, VISIBLE, counters=counters)
     assert counters == {"moved_tokens": 3}
     assert (batch.encoder_segment_RxE == 1).all()  # as many visible tokens as before
     assert (batch.images["aerial"].encoder_slot_RxN[0] == 0).all()
@@ -284,20 +289,20 @@ def test_a_full_list_sends_its_visible_tokens_elsewhere() -> None:
         ({"views": 0}, "holds at most 0 views"),
         ({"slots": (0, 1, 1, 1)}, "has 0 slots for aerial"),
         ({"decoder_tokens": (1, 16, 16, 16)}, "decoder tokens of aerial needed"),
-        ({"dates": (1, 0, 1, 1)}, "dates kept, 1 to 0 fit"),
+        ({"dates": (1, 1, 1, 0)}, "dates kept, 1 to 0 fit"),
         ({"rows": 2}, "1 rows given, the capacity says 2"),
     ],
 )
 def test_what_does_not_fit_says_so(change, sentence) -> None:
     rows = [[make_view(FIELDS, 1, 4.0, ("aerial", "s2"))]]
-    capacity = dataclasses.replace(exact_capacity(FIELDS, rows), **change)
+    capacity = dataclasses.replace(exact_capacity(FIELDS, rows, REFERENCE), **change)
     with pytest.raises(ValueError, match=sentence):
-        pack(FIELDS, rows, capacity)
+        pack(FIELDS, rows, capacity, REFERENCE)
 
 
 def test_wrong_images_are_named() -> None:
     view = make_view(FIELDS, 1, 4.0, ("aerial",))
-    capacity = exact_capacity(FIELDS, [[view]])
+    capacity = exact_capacity(FIELDS, [[view]], REFERENCE)
     bands = np.ones(3, bool)
     dates = np.zeros(1, np.int16)
     for values, sentence in [
@@ -306,17 +311,17 @@ def test_wrong_images_are_named() -> None:
     ]:
         view.sample = Sample("odd", {"aerial": Image(values, dates, bands)})
         with pytest.raises(ValueError, match=sentence):
-            pack(FIELDS, [[view]], capacity)
+            pack(FIELDS, [[view]], capacity, REFERENCE)
 
 
 def test_unknown_choices_and_modalities_are_refused() -> None:
     view = make_view(FIELDS, 1, 4.0, ("aerial",))
-    capacity = exact_capacity(FIELDS, [[view]])
-    with pytest.raises(ValueError, match="time_mask: unknown value 'none'; choose one of reference, fixed"):
-        pack(FIELDS, [[view]], capacity, time_mask="none")
+    capacity = exact_capacity(FIELDS, [[view]], REFERENCE)
+    with pytest.raises(ValueError, match="short_series: unknown value 'rows'; choose one of batch, row"):
+        pack(FIELDS, [[view]], capacity, REFERENCE, short_series="rows")
     view.modalities = ("aerial", "aerial")
     with pytest.raises(ValueError, match="each at most once"):
-        pack(FIELDS, [[view]], capacity)
+        pack(FIELDS, [[view]], capacity, REFERENCE)
 
 
 def test_missing_statistics_are_an_error() -> None:
@@ -325,4 +330,4 @@ def test_missing_statistics_are_an_error() -> None:
     view = make_view(spec, 0, 4.0, ("s2",))
     bare = CorpusSpec("one", (ModalitySpec("s2", sensor, 4, 4, dtype="uint16"),))
     with pytest.raises(ValueError, match="has no mean and std"):
-        pack(bare, [[view]], exact_capacity(bare, [[view]]))
+        pack(bare, [[view]], exact_capacity(bare, [[view]], REFERENCE), REFERENCE)

@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from ml_collections import ConfigDict
 
-from ramen_jax.config import default
-from ramen_jax.model.mae import RamenMAE, loss_counts
-from ramen_jax.model.temporal import BatchStatistic
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.ramen import Ramen, Tree
+from ramen_jax.recipe import Recipe
 from ramen_jax.rows.batch import FRAME_NONE, Rows
-from ramen_jax.rows.packing import PackedView, exact_capacity, pack, view_grid
-from ramen_jax.rows.pipeline import Recipe, StepSource
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.pipeline import StepSource
 from ramen_jax.rows.plan import Plan, PlannedCorpus
+from ramen_jax.rows.views import PackedView, view_grid
 from tests.rows.small_corpora import FIELDS, FIELDS_GSDS, SmallSource, random_sample
 
 # Gradients with respect to pixels need floats; three modalities compile faster than four.
@@ -28,50 +27,39 @@ FLOATS = dataclasses.replace(
     FIELDS,
     modalities=tuple(dataclasses.replace(m, dtype="float32") for m in FIELDS.modalities if m.name != "dem"),
 )
-SENSORS = {m.name: m.sensor for m in FLOATS.modalities}
+BANDS = {m.name: m.sensor.bands for m in FLOATS.modalities}
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }  # compiles, not runs, fast
-REFERENCE = {
-    "target": "per_pixel",
-    "time_mask": "fixed",  # the zero frames of the reference depend on the neighbours: that is what trap 2 is
-    "modality_embedding": "none",
-    "missing": "zeros",
-    "encodings": "float32",
-    "sampling": "reference",
-    "temporal": "all",
-    "ltae_dropout": 0.0,
-}
-FIXED = {
-    **REFERENCE,
-    "target": "standardised",
-    "modality_embedding": "bands",
-    "missing": "excluded",
-    "sampling": "metric",
-    "temporal": "visible",
-}
+# The zero frames of the reference depend on the neighbours: that is what the trap `time_mask` is.
+REFERENCE = Recipe.named("reference", time_mask="fixed", ltae_dropout=0.0)
+FIXED = Recipe.named("fixed")
 DRAWS = [  # (target GSD, kept modalities) of views of uneven length; two rows when packed
     [(4.0, ("s2", "aerial")), (2.5, ("aerial",)), (8.0, ("s1", "aerial", "s2"))],
     [(3.0, ("aerial", "s1", "s2")), (5.0, ("s1",))],
 ]
 
 
-def make_model(traps: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Graph, parameters and statistics, filled with noise (initialising operation by operation takes a minute)."""
-    config = default().model
-    config.update(
-        embed_dim=32, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2
+def make_model(recipe: Recipe) -> tuple[Ramen, Tree, Tree]:
+    """A small model, filled with noise (initialising operation by operation takes a minute)."""
+    architecture = Architecture(
+        embed_dim=32,
+        depth=1,
+        num_heads=2,
+        decoder_embed_dim=16,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        remat="none",
     )
-    config.remat = "none"
-    shapes = nnx.eval_shape(lambda: RamenMAE(config, ConfigDict(traps), rngs=nnx.Rngs(0)))
+    ramen = Ramen(architecture, recipe)
     rng = np.random.default_rng(0)
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(0.3 * np.abs(rng.standard_normal(shape.shape)), shape.dtype)
 
-    graph, params, statistics = nnx.split(shapes, nnx.Param, BatchStatistic)
-    return graph, jax.tree.map(lambda s: fill(s) - 0.15, params), jax.tree.map(fill, statistics)
+    params, statistics = ramen.shapes
+    return ramen, jax.tree.map(lambda s: fill(s) - 0.15, params), jax.tree.map(fill, statistics)
 
 
 def views() -> list[list[PackedView]]:
@@ -86,40 +74,37 @@ def views() -> list[list[PackedView]]:
     return rows
 
 
-def packed(rows: list[list[PackedView]], traps: dict[str, Any]) -> Rows:
+def packed(rows: list[list[PackedView]], recipe: Recipe) -> Rows:
     """The rows and, up to five, empty ones: views packed or alone have the same shapes, with different padding."""
-    capacity = exact_capacity(FLOATS, views(), temporal=traps["temporal"])
+    capacity = exact_capacity(FLOATS, views(), recipe)
     loose = {
         key: tuple(n + 2 for n in value) if isinstance(value, tuple) else value + 2
         for key, value in capacity.__dict__.items()
-        if key != "rows"
+        if key not in ("rows", "pixels")
     }
     return pack(
         FLOATS,
         [*rows, *[[] for _ in range(5 - len(rows))]],
         dataclasses.replace(capacity, rows=5, **loose),
-        sampling=traps["sampling"],
-        time_mask=traps["time_mask"],
-        temporal=traps["temporal"],
+        recipe,
     )
 
 
-def make_evaluate(traps: dict[str, Any]) -> Callable[[Rows], tuple[float, Any, Any]]:
+def make_evaluate(recipe: Recipe) -> Callable[[Rows], tuple[float, Any, Any]]:
     """A function of rows: loss, gradients and new statistics, in training mode."""
-    graph, params, statistics = make_model(traps)
+    ramen, params, statistics = make_model(recipe)
 
     @partial(jax.jit, compiler_options=QUICK)
-    def compute(params: Any, statistics: Any, rows: Rows) -> tuple:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params, statistics, copy=True)
-            total, _ = model.loss(rows, SENSORS, loss_counts(rows, ConfigDict(traps)), train=True)
-            return total, nnx.state(model, BatchStatistic)
+    def compute(params: Tree, statistics: Tree, rows: Rows) -> tuple:
+        def loss(params: Tree) -> tuple[jax.Array, Tree]:
+            total, (_, moved) = ramen.loss(params, statistics, rows, BANDS, ramen.counts(rows), train=True)
+            return total, moved
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     def evaluate(rows: Rows) -> tuple[float, Any, Any]:
         (total, new), gradients = compute(params, statistics, rows)
-        return float(total), nnx.to_pure_dict(gradients), nnx.to_pure_dict(new)
+        return float(total), gradients, new
 
     return evaluate
 
@@ -135,17 +120,17 @@ def assert_close(found: Any, expected: Any, tolerance: float) -> None:
 
 
 @pytest.fixture(params=[REFERENCE, FIXED], ids=["reference", "fixed"])
-def traps(request: pytest.FixtureRequest) -> dict[str, Any]:
+def recipe(request: pytest.FixtureRequest) -> Recipe:
     return request.param
 
 
-def test_packing_and_padding_change_no_loss_gradient_or_statistic(traps) -> None:
+def test_packing_and_padding_change_no_loss_gradient_or_statistic(recipe) -> None:
     """Packed rows against each view in its own row; then NaN in every pixel that is not there."""
-    evaluate = make_evaluate(traps)
+    evaluate = make_evaluate(recipe)
     rows = views()
-    loss, gradients, statistics = evaluate(packed([[view] for row in rows for view in row], traps))
-    together = packed(rows, traps)
-    poisoned = packed(rows, traps)
+    loss, gradients, statistics = evaluate(packed([[view] for row in rows for view in row], recipe))
+    together = packed(rows, recipe)
+    poisoned = packed(rows, recipe)
     for images in poisoned.images.values():
         images.values_RxSxTxCxHxW[images.frames_RxSxT == FRAME_NONE] = np.nan
     for batch in (together, poisoned):
@@ -155,20 +140,19 @@ def test_packing_and_padding_change_no_loss_gradient_or_statistic(traps) -> None
         assert_close(found[2], statistics, 1e-5)
 
 
-def test_no_gradient_crosses_a_segment(traps) -> None:
+def test_no_gradient_crosses_a_segment(recipe) -> None:
     """Running statistics in BatchNorm: batch statistics couple the views of a batch by definition."""
-    rows = packed(views(), traps)
-    graph, params, statistics = make_model(traps)
+    rows = packed(views(), recipe)
+    ramen, params, statistics = make_model(recipe)
     values = {name: images.values_RxSxTxCxHxW for name, images in rows.images.items()}
 
     @partial(jax.jit, compiler_options=QUICK)
     def sensitivity(values: dict[str, jax.Array], row: jax.Array, segment: jax.Array) -> dict[str, jax.Array]:
         def one_segment(values: dict[str, jax.Array]) -> jax.Array:
-            model = nnx.merge(graph, params, statistics, copy=True)
             images = {
                 name: images._replace(values_RxSxTxCxHxW=values[name]) for name, images in rows.images.items()
             }
-            predictions = model.reconstruct(rows._replace(images=images), SENSORS, train=False)
+            predictions = ramen.reconstruct(params, statistics, rows._replace(images=images), BANDS)
             total = jnp.zeros(())
             for name, prediction in predictions.items():
                 here = jnp.arange(prediction.shape[0])[:, None] == row
@@ -190,17 +174,16 @@ def test_no_gradient_crosses_a_segment(traps) -> None:
 
 
 def test_one_program_serves_every_gsd_subset_and_number_of_dates() -> None:
-    plan = Plan([PlannedCorpus(FLOATS, 200, FIELDS_GSDS)], seed=3, rows_per_step=1, temporal="visible")
-    steps = StepSource(plan, {"fields": SmallSource(FLOATS, 200)}, recipe=Recipe("metric", "fixed"))
-    graph, params, statistics = make_model(FIXED)
+    plan = Plan([PlannedCorpus(FLOATS, 200, FIELDS_GSDS)], seed=3, rows_per_step=1, recipe=FIXED)
+    steps = StepSource(plan, {"fields": SmallSource(FLOATS, 200)})
+    ramen, params, statistics = make_model(FIXED)
     traces = 0
 
     @partial(jax.jit, compiler_options=QUICK)
     def loss(params: Any, rows: Rows) -> jax.Array:
         nonlocal traces
         traces += 1
-        model = nnx.merge(graph, params, statistics, copy=True)
-        return model.loss(rows, SENSORS, loss_counts(rows, ConfigDict(FIXED)), train=True)[0]
+        return ramen.loss(params, statistics, rows, BANDS, ramen.counts(rows), train=True)[0]
 
     draws, dates = set(), set()
     for step in range(6):

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from ramen_jax.console import UserError
+from ramen_jax.recipe import REFERENCE
 from ramen_jax.rows.batch import Rows
-from ramen_jax.rows.pipeline import Recipe, StepBatch, StepSource, batches, measure
+from ramen_jax.rows.pipeline import StepBatch, StepSource, batches, measure
 from ramen_jax.rows.plan import Plan, PlannedCorpus
 from ramen_jax.samples import Sample
 from tests.rows.small_corpora import COASTS, COASTS_GSDS, FIELDS, FIELDS_GSDS, DeadlySource, SmallSource
@@ -33,7 +34,7 @@ def small_plan() -> Plan:
         PlannedCorpus(FIELDS, 1100, FIELDS_GSDS, row_length=320, temporal_dropout={"s2": 0.3, "s1": 0.3}),
         PlannedCorpus(COASTS, 1200, COASTS_GSDS, weight=0.5),
     ]
-    return Plan(corpora, seed=1, rows_per_step=8)
+    return Plan(corpora, seed=1, rows_per_step=8, recipe=REFERENCE)
 
 
 def flat(rows: Rows) -> list[np.ndarray]:
@@ -159,7 +160,8 @@ def test_resume_on_4_2_and_8_hosts_in_a_mixture_equals_the_uninterrupted_run() -
 
 def test_a_sample_is_read_once_per_step_however_many_views_it_has() -> None:
     source = SmallSource(FIELDS, 1100)
-    plan = Plan([PlannedCorpus(FIELDS, 1100, FIELDS_GSDS)], seed=1, rows_per_step=4, views_per_sample=3)
+    planned = PlannedCorpus(FIELDS, 1100, FIELDS_GSDS)
+    plan = Plan([planned], seed=1, rows_per_step=4, recipe=REFERENCE, views_per_sample=3)
     batch = StepSource(plan, {"fields": source}).step(0)
     assert len(source.asked) == len(set(source.asked)) == len(batch.ids)
     assert batch.rows.decoder_segment_RxL.max(axis=1).sum() == 3 * len(source.asked)
@@ -198,7 +200,7 @@ def test_images_unlike_their_modality_are_bad_samples() -> None:
                 sample.images["aerial"].values = sample.images["aerial"].values.astype(np.uint16)
             return sample
 
-    plan = Plan([PlannedCorpus(FIELDS, 10, (4.0,))], seed=1, rows_per_step=4)
+    plan = Plan([PlannedCorpus(FIELDS, 10, (4.0,))], seed=1, rows_per_step=4, recipe=REFERENCE)
     source = StepSource(plan, {"fields": Changing(FIELDS, 10)})
     causes = {entry["cause"] for step in range(8) for entry in source.step(step).bad if entry["sample"] == 3}
     assert any("sample 'fields-3', aerial: found uint16 values" in cause for cause in causes)
@@ -226,7 +228,7 @@ def test_statistics_of_the_sample_are_used() -> None:
             bands = len(self.spec.modality(modality).sensor.bands)
             return np.full(bands, 7.0), np.full(bands, 2.0)
 
-    plan = Plan([PlannedCorpus(FIELDS, 10, (4.0,))], seed=1, rows_per_step=4)
+    plan = Plan([PlannedCorpus(FIELDS, 10, (4.0,))], seed=1, rows_per_step=4, recipe=REFERENCE)
     images = StepSource(plan, {"fields": Variants(FIELDS, 10)}).step(0).rows.images["aerial"]
     assert (images.mean_RxSxC[images.view_RxS > 0] == 7).all()
     assert (images.std_RxSxC[images.view_RxS > 0] == 2).all()
@@ -235,7 +237,7 @@ def test_statistics_of_the_sample_are_used() -> None:
 def test_temporal_dropout_is_for_training() -> None:
     counts = []
     for training in (True, False):
-        steps = StepSource(small_plan(), SOURCES, recipe=Recipe(time_mask="fixed", training=training))
+        steps = StepSource(small_plan(), SOURCES, training=training)
         batch = next(steps.step(s) for s in range(20) if steps.plan.corpus(s) == "fields")
         counts.append((batch.rows.images["s1"].frames_RxSxT > 0).sum())
     assert counts[0] < counts[1]

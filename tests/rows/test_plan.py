@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from ramen_jax import counter_rng
 from ramen_jax.console import UserError
+from ramen_jax.recipe import FIXED, REFERENCE
 from ramen_jax.rows import row_template
-from ramen_jax.rows.packing import view_grid, visible_count
 from ramen_jax.rows.plan import MIXTURE_BLOCK, Plan, PlannedCorpus, View, kept_dates, noise
+from ramen_jax.rows.views import view_grid, visible_count
 from tests.rows.small_corpora import COASTS, COASTS_GSDS, FIELDS, FIELDS_GSDS, PAPER
 
 MILLION = 1_000_000
@@ -102,7 +103,7 @@ def test_a_million_samples_are_planned_quickly_into_full_rows(name: str) -> None
     spec, gsds = PAPER[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    plan = Plan([PlannedCorpus(spec, MILLION, gsds)], seed=1, rows_per_step=8, temporal="visible")
+    plan = Plan([PlannedCorpus(spec, MILLION, gsds)], seed=1, rows_per_step=8, recipe=FIXED)
     seconds = time.process_time() - began
     megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     share = plan.real_token_share(name)
@@ -121,7 +122,7 @@ def test_a_million_samples_are_planned_quickly_into_full_rows(name: str) -> None
 
 
 def test_rows_keep_the_capacity_and_cover_every_sample_once() -> None:
-    plan = Plan([fields(2 * row_template.BLOCK + 777)], seed=3, rows_per_step=6)
+    plan = Plan([fields(2 * row_template.BLOCK + 777)], seed=3, rows_per_step=6, recipe=REFERENCE)
     rows = rows_of_epoch(plan, "fields", 1)
     assert_within(plan, "fields", rows)
     assert sorted(view.sample for row in rows for view in row) == list(range(2 * row_template.BLOCK + 777))
@@ -129,7 +130,7 @@ def test_rows_keep_the_capacity_and_cover_every_sample_once() -> None:
 
 
 def test_draws_are_uniform_and_orders_random() -> None:
-    plan = Plan([fields(row_template.BLOCK)], seed=5, rows_per_step=4)
+    plan = Plan([fields(row_template.BLOCK)], seed=5, rows_per_step=4, recipe=REFERENCE)
     views = [view for row in rows_of_epoch(plan, "fields", 0) for view in row]
     expected = len(views) / len(FIELDS_GSDS)
     assert all(abs(n - expected) < 5 * expected**0.5 for n in Counter(v.target_gsd for v in views).values())
@@ -142,14 +143,14 @@ def test_draws_are_uniform_and_orders_random() -> None:
 
 
 def test_epochs_differ() -> None:
-    plan = Plan([fields()], seed=1, rows_per_step=4)
+    plan = Plan([fields()], seed=1, rows_per_step=4, recipe=REFERENCE)
     first, second = (rows_of_epoch(plan, "fields", epoch) for epoch in (0, 1))
     assert [[v.sample for v in row] for row in first] != [[v.sample for v in row] for row in second]
     assert len({v.key for row in first + second for v in row}) == 2200
 
 
 def test_views_per_sample_share_a_row() -> None:
-    plan = Plan([fields()], seed=1, rows_per_step=4, views_per_sample=3)
+    plan = Plan([fields()], seed=1, rows_per_step=4, recipe=REFERENCE, views_per_sample=3)
     rows = rows_of_epoch(plan, "fields", 0)
     assert_within(plan, "fields", rows)
     count = Counter(view.sample for row in rows for view in row)
@@ -162,10 +163,12 @@ def test_views_per_sample_share_a_row() -> None:
 
 
 def test_any_step_is_found_without_the_steps_before() -> None:
-    plan = Plan([fields(MILLION), coasts(MILLION, weight=2.0)], seed=9, rows_per_step=2)
+    plan = Plan([fields(MILLION), coasts(MILLION, weight=2.0)], seed=9, rows_per_step=2, recipe=REFERENCE)
     for step in (0, 10**6, 10**9):
         began = time.process_time()
-        again = Plan([fields(MILLION), coasts(MILLION, weight=2.0)], seed=9, rows_per_step=2)
+        again = Plan(
+            [fields(MILLION), coasts(MILLION, weight=2.0)], seed=9, rows_per_step=2, recipe=REFERENCE
+        )
         built = time.process_time() - began
         assert again.rows(step) == plan.rows(step)
         began = time.process_time()
@@ -176,14 +179,14 @@ def test_any_step_is_found_without_the_steps_before() -> None:
 def test_a_row_is_the_same_in_another_process() -> None:
     program = (
         "import sys\n"
-        "from tests.rows.test_plan import Plan, coasts, fields\n"
-        "plan = Plan([fields(), coasts()], seed=9, rows_per_step=4)\n"
+        "from tests.rows.test_plan import REFERENCE, Plan, coasts, fields\n"
+        "plan = Plan([fields(), coasts()], seed=9, rows_per_step=4, recipe=REFERENCE)\n"
         "print([plan.rows(step) for step in (3, 777, 123456)])\n"
         "assert not {'jax', 'torch', 'tensorflow', 'flax'} & set(sys.modules), 'imports too much'\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-    plan = Plan([fields(), coasts()], seed=9, rows_per_step=4)
+    plan = Plan([fields(), coasts()], seed=9, rows_per_step=4, recipe=REFERENCE)
     assert found.stdout.strip() == str([plan.rows(step) for step in (3, 777, 123456)])
 
 
@@ -198,7 +201,7 @@ def host_share(plan: Plan, step: int, host: int, hosts: int) -> list[View]:
 @pytest.mark.parametrize("hosts", [[1], [2], [4], [8], [4, 2, 8, 1]])
 def test_hosts_cover_an_epoch_exactly_once(hosts: list[int]) -> None:
     """Also when the number of hosts changes from step to step."""
-    plan = Plan([fields(1500)], seed=2, rows_per_step=8)
+    plan = Plan([fields(1500)], seed=2, rows_per_step=8, recipe=REFERENCE)
     views = []
     for step in range(int(np.ceil(2 * plan.steps_per_epoch("fields"))) + 1):
         count = hosts[step % len(hosts)]
@@ -212,7 +215,7 @@ def test_hosts_cover_an_epoch_exactly_once(hosts: list[int]) -> None:
 
 
 def test_a_mixture_keeps_its_weights_in_every_block() -> None:
-    plan = Plan([fields(weight=1.0), coasts(weight=3.0)], seed=4, rows_per_step=4)
+    plan = Plan([fields(weight=1.0), coasts(weight=3.0)], seed=4, rows_per_step=4, recipe=REFERENCE)
     names = [plan.corpus(step) for step in range(2 * MIXTURE_BLOCK)]
     for block in (names[:MIXTURE_BLOCK], names[MIXTURE_BLOCK:]):
         assert Counter(block) == {"fields": 256, "coasts": 768}
@@ -224,14 +227,14 @@ def test_a_mixture_keeps_its_weights_in_every_block() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_mixture_meets_every_corpus_at_once(seed: int) -> None:
     shores = PlannedCorpus(dataclasses.replace(COASTS, name="shores"), 1200, COASTS_GSDS)
-    plan = Plan([fields(), coasts(), shores], seed=seed, rows_per_step=4)
+    plan = Plan([fields(), coasts(), shores], seed=seed, rows_per_step=4, recipe=REFERENCE)
     names = [plan.corpus(step) for step in range(2 * MIXTURE_BLOCK)]
     assert set(names[:4]) == {"fields", "coasts", "shores"}
     assert all(len(set(names[at : at + 7])) == 3 for at in range(len(names) - 7))
 
 
 def test_a_mixture_covers_each_corpus_once_per_epoch() -> None:
-    plan = Plan([fields(), coasts(weight=2.5)], seed=4, rows_per_step=20)
+    plan = Plan([fields(), coasts(weight=2.5)], seed=4, rows_per_step=20, recipe=REFERENCE)
     found: dict[tuple[str, int], list[int]] = {}
     enough = 3.5 * max(plan.steps_per_epoch("fields"), plan.steps_per_epoch("coasts") / 2.5)
     for step in range(int(1.2 * enough)):
@@ -245,7 +248,7 @@ def test_a_mixture_covers_each_corpus_once_per_epoch() -> None:
 
 
 def test_a_corpus_can_have_its_own_rows_per_step() -> None:
-    plan = Plan([fields(), coasts(rows_per_step=2)], seed=4, rows_per_step=4)
+    plan = Plan([fields(), coasts(rows_per_step=2)], seed=4, rows_per_step=4, recipe=REFERENCE)
     assert {len(plan.rows(step)) for step in range(30) if plan.corpus(step) == "coasts"} == {2}
     assert plan.capacity("fields").rows == 4
     assert set(plan.summary()["corpora"]) == {"fields", "coasts"}
@@ -255,7 +258,7 @@ def test_a_corpus_can_have_its_own_rows_per_step() -> None:
 
 
 def test_per_step_draws_share_gsd_and_modalities() -> None:
-    plan = Plan([fields(101, row_length=2 * 257)], seed=6, rows_per_step=4, draw="per_step")
+    plan = Plan([fields(101, row_length=2 * 257)], seed=6, rows_per_step=4, recipe=REFERENCE, draw="per_step")
     capacity = plan.capacity("fields")
     assert capacity.views == 2
     assert set(capacity.slots) == {2}
@@ -278,8 +281,8 @@ def test_per_step_lists_are_shorter_when_only_visible_tokens_are_projected() -> 
     spec, gsds = PAPER["flairhub"]
     corpus = PlannedCorpus(spec, 1000, gsds)
     every, visible = (
-        Plan([corpus], seed=6, rows_per_step=4, draw="per_step", temporal=temporal).capacity("flairhub")
-        for temporal in ("all", "visible")
+        Plan([corpus], seed=6, rows_per_step=4, recipe=recipe, draw="per_step").capacity("flairhub")
+        for recipe in (REFERENCE, FIXED)
     )
     assert every.encoder_tokens == (1156,) * 4
     assert max(visible.encoder_tokens) < 400
@@ -290,7 +293,7 @@ def test_per_step_lists_are_shorter_when_only_visible_tokens_are_projected() -> 
 
 
 def test_noise_and_dates_follow_the_key_alone() -> None:
-    plan = Plan([fields()], seed=1, rows_per_step=4)
+    plan = Plan([fields()], seed=1, rows_per_step=4, recipe=REFERENCE)
     one, other = plan.rows(0)[0][:2]
     np.testing.assert_array_equal(noise(one, 50)[:20], noise(one, 20))
     assert (noise(one, 50) != noise(other, 50)).all()
@@ -342,30 +345,31 @@ def test_noise_and_dates_follow_the_key_alone() -> None:
             {"draw": "per_row"},
             "draw: unknown value 'per_row'; choose one of per_sample, per_step",
         ),
-        ([fields()], {"temporal": "some"}, "temporal: unknown value"),
         ([fields()], {"rows_per_step": 0}, "rows_per_step and views_per_sample are at least 1"),
         ([fields()], {"draw": "per_step", "views_per_sample": 2}, "views_per_sample needs draw: per_sample"),
     ],
 )
 def test_impossible_plans_are_refused_in_a_sentence(corpora, options, sentence) -> None:
     with pytest.raises(ValueError, match=sentence.replace("(", r"\(")) as caught:
-        Plan(corpora, **{"seed": 1, "rows_per_step": 4, **options})
+        Plan(corpora, **{"seed": 1, "rows_per_step": 4, "recipe": REFERENCE, **options})
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_corpus_is_named_with_its_neighbour() -> None:
     with pytest.raises(UserError, match="fields"):
-        Plan([fields()], seed=1, rows_per_step=4).capacity("field")
+        Plan([fields()], seed=1, rows_per_step=4, recipe=REFERENCE).capacity("field")
 
 
 def test_max_dates_bound_the_capacity() -> None:
-    plan = Plan([fields(max_dates={"s2": 2})], seed=1, rows_per_step=4)
-    assert plan.capacity("fields").dates == (1, 2, 1, 4)
+    plan = Plan([fields(max_dates={"s2": 2})], seed=1, rows_per_step=4, recipe=REFERENCE)
+    assert plan.capacity("fields").dates == (1, 1, 4, 2)
 
 
 def test_a_single_view_geometry_works() -> None:
     one = dataclasses.replace(FIELDS, modalities=FIELDS.modalities[:1])
-    plan = Plan([PlannedCorpus(one, 1100, (16.0,))], seed=1, rows_per_step=1)  # one token per view
+    plan = Plan(
+        [PlannedCorpus(one, 1100, (16.0,))], seed=1, rows_per_step=1, recipe=REFERENCE
+    )  # one token per view
     rows = rows_of_epoch(plan, "fields", 0)
     assert_within(plan, "fields", rows)
     assert sorted(v.sample for row in rows for v in row) == list(range(1100))
@@ -374,7 +378,7 @@ def test_a_single_view_geometry_works() -> None:
 @pytest.mark.parametrize("samples", [1, 7, 200, 1000])
 def test_few_samples_fill_rows_and_meet_all_draws_over_several_epochs(samples: int) -> None:
     spec, gsds = PAPER["flairhub"]
-    plan = Plan([PlannedCorpus(spec, samples, gsds)], seed=1, rows_per_step=1)
+    plan = Plan([PlannedCorpus(spec, samples, gsds)], seed=1, rows_per_step=1, recipe=REFERENCE)
     laps = -(-1024 // samples)
     rows = [plan.rows(step)[0] for step in range(round(laps * plan.steps_per_epoch("flairhub")))]
     assert_within(plan, "flairhub", rows)

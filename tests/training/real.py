@@ -13,12 +13,14 @@ import jax
 import numpy as np
 
 from ramen_jax import config as configuration
-from ramen_jax.bench import random_views, with_statistics
+from ramen_jax.benchmarks.step import random_views, with_statistics
+from ramen_jax.config import recipe_of
 from ramen_jax.earth.places import corpus_spec
-from ramen_jax.parallel import mesh as sharding
+from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.parallel.rules import flat_names
 from ramen_jax.rows.packing import exact_capacity, pack
-from ramen_jax.training import environment, experiment, optimizer
-from ramen_jax.training.step import create_state, make_step, state_shardings
+from ramen_jax.training import experiment
+from ramen_jax.training.program import Program
 
 MODALITIES = {"flairhub_small": ("dem", "s2"), "mmearth_small": ("dem", "s1")}
 GSD = {"flairhub_small": 10.0, "mmearth_small": 40.0}
@@ -39,26 +41,18 @@ def config(*overrides: str):
 def train(geometry: str, config, steps: int = 2):
     """(metrics of every step, the last state) of `steps` steps on the same batch."""
     spec = with_statistics(corpus_spec(geometry, max_dates=3, modalities=MODALITIES[geometry]))
-    names = [modality.name for modality in spec.modalities]
+    names = list(spec.declared)
     views = random_views(spec, config.data.rows_per_step, GSD[geometry], 0, names)
     for index in (1, 4):  # rows that differ: a view of one modality leaves padding and empty slots
         view = views[index][0]
         view.modalities = view.modalities[:1]
         view.noise = view.noise[: len(view.noise) // 2]
-    temporal = config.traps.temporal
-    rows = pack(
-        spec, views, exact_capacity(spec, views, temporal=temporal), temporal=temporal, time_mask="fixed"
-    )
-    mesh = sharding.make_mesh(config)
-    model = experiment.ramen(config)
-    rate = optimizer.schedule(config, 10, 5)
-    transformation = optimizer.make_optimizer(config, rate)
-    shardings = state_shardings(model, transformation, mesh, config)
-    state = create_state(model, transformation, shardings)
-    sensors = {modality.name: modality.sensor for modality in spec.modalities}
-    step = make_step(model, transformation, rate, sensors, config, mesh, shardings)
-    placed = sharding.put_rows(rows, mesh)
-    compiled, _ = environment.compile_step(step, state, placed)
+    recipe = recipe_of(config)
+    capacity = exact_capacity(spec, views, recipe)
+    rows = pack(spec, views, capacity, recipe)
+    inputs = {spec.name: experiment.inputs_of(spec, capacity)}
+    program = Program(config, experiment.ramen(config), inputs, make_mesh(config), 10, 5)
+    state, compiled, placed = program.create_state(), program.step(spec.name), program.place(rows)
     history = []
     for _ in range(steps):
         state, metrics = compiled(state, placed)
@@ -71,9 +65,13 @@ def summary(history, state) -> dict:
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
     norms = {
         name: float(np.linalg.norm(np.asarray(jax.device_get(leaf), np.float64)))
-        for name, leaf in sharding.flat_names(state.params).items()
+        for name, leaf in flat_names(state.params).items()
     }
-    return {"history": history, "norms": norms, "split": len(split), "devices": jax.device_count()}
+    leaves = jax.tree.leaves(state.params)
+    held = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
+    whole = sum(leaf.size for leaf in leaves)
+    sizes = {"held": held, "whole": whole, "split": len(split), "devices": jax.device_count()}
+    return {"history": history, "norms": norms, **sizes}
 
 
 if __name__ == "__main__":

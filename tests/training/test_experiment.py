@@ -12,7 +12,7 @@ def train(repository, workdir, *overrides: str) -> dict[tuple[int, str], float]:
     """Runs `configs/tiny.py:quicktest` in a workdir; returns its losses and norms by step."""
     options = [*overrides, "logging.tensorboard=false", "logging.stablehlo=false"]
     config = configuration.load(f"{repository}/configs/tiny.py:quicktest", options)
-    loop.run(config, workdir, experiment.build(config, workdir))
+    loop.run(experiment.build(config, workdir), workdir)
     lines = [line for line in metrics.read(workdir) if "loss" in line]
     return {
         (line["step"], name): value

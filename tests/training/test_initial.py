@@ -14,10 +14,14 @@ from ramen_jax import config as configuration
 from ramen_jax import train
 from ramen_jax.console import UserError
 from ramen_jax.interchange import torch_weights
-from ramen_jax.interchange.source import Source, describe, read_checkpoint
-from ramen_jax.parallel import mesh as sharding
-from ramen_jax.training import checkpoint, experiment, initial, loop, metrics, optimizer
-from ramen_jax.training.step import abstract_state, make_evaluation, state_shardings
+from ramen_jax.interchange.source import Source, describe
+from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.parallel.rules import flat_names
+from ramen_jax.recipe import REFERENCE
+from ramen_jax.training import checkpoint, experiment, initial, loop, metrics
+from ramen_jax.training.program import Program
+from ramen_jax.training.step import make_evaluation
+from ramen_jax.training.weights import read_checkpoint
 from tests.training import toy
 
 MAE = Path(__file__).parents[1] / "golden" / "mae"
@@ -33,10 +37,11 @@ def imported(folder: Path, decoder: bool = True, **facts: str) -> Path:
     from safetensors.numpy import save_file
 
     sizes = json.loads((MAE / "config.json").read_text())["hyperparameters"]
-    traps = {key: values[0] for key, values in configuration.TRAPS.items()}
     kept = {key: value for key, value in sizes.items() if decoder or not key.startswith("decoder")}
     facts = {"recipe": "reference", "imported_from": "ramen.ckpt", **facts}
-    source = Source(weights(), describe({"mlp_ratio": 4.0, "block_eps": 1e-6, **kept}, traps, {}, facts))
+    source = Source(
+        weights(), describe({"mlp_ratio": 4.0, "block_eps": 1e-6, **kept}, REFERENCE.to_dict(), {}, facts)
+    )
     folder.mkdir(parents=True)
     save_file(source.tensors if decoder else source.encoder, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(source.description))
@@ -58,13 +63,17 @@ def config(start_from: Path, *overrides: str, recipe: str = "reference"):
 
 def fresh(settings):
     """A state before anything was taken: not drawn, since an initialisation would be compiled first."""
-    model = experiment.ramen(settings)
-    mesh = sharding.make_mesh(settings)
-    transformation = optimizer.make_optimizer(settings, optimizer.schedule(settings, 10, 10))
-    shapes = abstract_state(model, transformation, state_shardings(model, transformation, mesh, settings))
+    shapes = Program(settings, experiment.ramen(settings), {}, make_mesh(settings), 10, 10).abstract
     return jax.tree.map(
         lambda leaf: jax.device_put(np.full(leaf.shape, 0.01, leaf.dtype), leaf.sharding), shapes
     )
+
+
+def evaluated(state, job, rows) -> float:
+    """The loss of the rows, as the evaluation of a model that was never trained gives it."""
+    bands = job.program.inputs["step"]["mmearth"].bands
+    sums, counts = make_evaluation(job.program.model, bands)(state.params, state.statistics, rows)
+    return sum(float(sums[name] / counts[name]) for name in sums)
 
 
 @pytest.mark.slow
@@ -74,17 +83,15 @@ def test_the_first_loss_is_that_of_the_official_weights(
     folder = imported(tmp_path / "official")
     settings = config(folder)
     job = experiment.build(settings, tmp_path / "run")
-    assert loop.run(settings, tmp_path / "run", job).complete
+    assert loop.run(job, tmp_path / "run").complete
     told = capsys.readouterr()
     assert "(imported from ramen.ckpt), with a fresh optimizer" in told.out + told.err
     first = next(line["loss"] for line in metrics.read(tmp_path / "run") if line.get("step") == 0)
     rows = next(iter(job.batches(0))).rows
-    # The same weights through the evaluation of a model that was never trained.
     state = fresh(settings)
-    evaluation = make_evaluation(job.model, job.sensors["mmearth"])
     began, _ = initial.begin_with(state, folder, settings)
-    assert first == pytest.approx(float(evaluation(began.params, began.statistics, rows)["loss"]), rel=1e-5)
-    assert first != pytest.approx(float(evaluation(state.params, state.statistics, rows)["loss"]), rel=0.1)
+    assert first == pytest.approx(evaluated(began, job, rows), rel=1e-5)
+    assert first != pytest.approx(evaluated(state, job, rows), rel=0.1)
     # Unchanged weights go out as they came in, and the run's own checkpoint is what it resumes from.
     given = weights()
     returned = torch_weights.to_official(*jax.device_get((began.params, began.statistics)))
@@ -93,14 +100,14 @@ def test_the_first_loss_is_that_of_the_official_weights(
     changed = read_checkpoint(tmp_path / "run", decoder=True).tensors
     assert not np.array_equal(changed["decoder.mask_token"], given["decoder.mask_token"])
     shutil.rmtree(folder)
-    assert loop.run(settings, tmp_path / "run", job).complete
+    assert loop.run(job, tmp_path / "run").complete
 
 
 def test_another_run_is_a_start_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.run(toy.config(), tmp_path / "first", toy.job())
+    loop.run(toy.job(), tmp_path / "first")
     last = checkpoint.load(tmp_path / "first").params
     begun = toy.config(f"train.start_from={tmp_path / 'first'}", "train.stop_at=1")
-    outcome = loop.run(begun, tmp_path / "second", toy.job())
+    outcome = loop.run(toy.job(begun), tmp_path / "second")
     assert outcome.step == 1
     told = capsys.readouterr()
     assert "(recipe reference, step 30), with a fresh optimizer" in told.out + told.err
@@ -108,7 +115,7 @@ def test_another_run_is_a_start_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), last, step)
     assert 0 < max(jax.tree.leaves(moved)) < 1e-2
     with pytest.raises(UserError, match=r"train\.start_from"):
-        loop.run(toy.config(), tmp_path / "second", toy.job())
+        loop.run(toy.job(), tmp_path / "second")
 
 
 def test_what_the_weights_lack_starts_fresh_and_is_told(tmp_path: Path) -> None:
@@ -117,7 +124,7 @@ def test_what_the_weights_lack_starts_fresh_and_is_told(tmp_path: Path) -> None:
     state = fresh(settings)
     began, told = initial.begin_with(state, alone, settings)
     assert told.endswith("they hold no decoder, which starts at random")
-    before, after = (sharding.flat_names(tree.params) for tree in (state, began))
+    before, after = (flat_names(tree.params) for tree in (state, began))
     for name in after:
         assert np.array_equal(before[name], after[name]) == name.startswith("decoder/"), name
     whole = imported(tmp_path / "whole")

@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ramen_jax.console import UserError
-from ramen_jax.parallel import mesh as sharding
-from ramen_jax.training import optimizer
+from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.training import loop, optimizer
+from ramen_jax.training.program import Inputs, Program
 from tests.training import real, toy
 
 # One step at seed 42 in float32 on CPU. A change that moves these is a change of the numbers of a training.
@@ -74,31 +74,32 @@ def test_eight_devices_give_what_one_gives(repository):
     many = json.loads(done.stdout.splitlines()[-1])
     assert many["devices"] == 8
     assert many["split"] > 10
+    assert many["held"] < 0.5 * many["whole"]  # (mutant: a state that is created whole on every device)
     close(many, real.summary(*real.train("flairhub_small", real.config())), 2e-5)
-
-
-def test_the_state_is_created_in_its_shards():
-    config = toy.config()
-    mesh = sharding.make_mesh(config)
-    shapes = {"hidden": {"kernel": jax.ShapeDtypeStruct((16, 64), jnp.float32)}}
-    found = sharding.tree_shardings(shapes, mesh, config.sharding.storage, toy.logical_axes)
-    assert found["hidden"]["kernel"].is_fully_replicated  # one device: nothing to split
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="data=1, fsdp=3, tensor=1, but there are 1 devices"):
-        sharding.make_mesh(toy.config("sharding.data=1", "sharding.fsdp=3"))
+        make_mesh(toy.config("sharding.data=1", "sharding.fsdp=3"))
+
+
+def test_rows_that_the_micro_batches_do_not_divide_are_refused_for_the_corpus_that_has_them():
+    """Checked per corpus, whose rows may differ from the default. (Mutant: only data.rows_per_step is looked at.)"""
+    settings = toy.config("optimizer.accumulate=4")
+    inputs = {"odd": Inputs({}, toy.rows_of(0, rows=6))}
+    with pytest.raises(
+        UserError, match=r"corpus odd: 6 rows per step .* expected a multiple of 4, e\.g\. .* = 8"
+    ):
+        Program(settings, toy.ToyModel(), inputs, make_mesh(settings), 10, 10, logical_axes=toy.logical_axes)
 
 
 def test_another_shape_of_rows_is_an_error_not_a_second_program(tmp_path):
-    from ramen_jax.training import loop
-
     def uneven(start):
         for batch in toy.batches(start):
             yield batch if batch.step < 3 else batch._replace(rows=toy.rows_of(3, rows=16))
 
     with pytest.raises(TypeError, match="compiled"):
-        loop.run(toy.config(), tmp_path, toy.job()._replace(batches=uneven))
+        loop.run(toy.job()._replace(batches=uneven), tmp_path)
 
 
 def test_the_schedule_per_epoch_is_the_official_one():

@@ -15,19 +15,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ramen_jax import config as configuration
+from ramen_jax.parallel.mesh import make_mesh
 from ramen_jax.rows.pipeline import StepBatch
 from ramen_jax.sensors import sensor
 from ramen_jax.training import loop
-from ramen_jax.training.step import describe
+from ramen_jax.training.program import Inputs, Program
 
 WIDTH = 16
-
-
-class Statistic(nnx.Variable):
-    """A running mean."""
 
 
 class ToyRows(NamedTuple):
@@ -35,25 +31,29 @@ class ToyRows(NamedTuple):
     decoder_segment_RxL: np.ndarray
 
 
-class ToyModel(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs)
-        self.out = nnx.List([nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)])
-        self.mean = Statistic(jnp.zeros((WIDTH,)))
+class ToyModel:
+    """The functional face of the real model over two layers and a running mean."""
 
-    def loss(self, rows, sensors, counts, *, train=True, key=None):
-        values_RxD = rows.values_RxD
-        noisy_RxD = values_RxD
+    def init(self, key):
+        keys = jax.random.split(key, 2)
+        params = {
+            "hidden": {"kernel": 0.25 * jax.random.normal(keys[0], (WIDTH, 4 * WIDTH))},
+            "out": {"0": {"kernel": 0.125 * jax.random.normal(keys[1], (4 * WIDTH, WIDTH))}},
+        }
+        return params, {"mean": jnp.zeros(WIDTH)}
+
+    def counts(self, rows):
+        return {"s2": jnp.float32(rows.values_RxD.size)}
+
+    def loss(self, params, statistics, rows, bands, counts, *, train, key=None):
+        values_RxD = noisy_RxD = rows.values_RxD
         if train:
             noisy_RxD = values_RxD * jax.random.bernoulli(key, 0.9, values_RxD.shape)
-            self.mean[...] = 0.9 * self.mean[...] + 0.1 * jnp.mean(values_RxD, axis=0)
-        predicted_RxD = self.out[0](jax.nn.gelu(self.hidden(noisy_RxD)))
-        total = jnp.sum(jnp.square(predicted_RxD - values_RxD)) / counts["s2"]
-        return total, {"loss/s2": total}
-
-
-def counts(rows):
-    return {"s2": jnp.float32(rows.values_RxD.size)}
+            statistics = {"mean": 0.9 * statistics["mean"] + 0.1 * jnp.mean(values_RxD, axis=0)}
+        hidden = jax.nn.gelu(noisy_RxD @ params["hidden"]["kernel"])
+        error = jnp.square(hidden @ params["out"]["0"]["kernel"] - values_RxD)
+        total = jnp.sum(error) / counts["s2"]
+        return total, ({"loss/s2": total}, statistics)
 
 
 def logical_axes(path, ndim):
@@ -88,22 +88,25 @@ def config(*overrides: str):
     return configuration.finish(value, overrides)
 
 
-def model():
-    return describe(lambda: ToyModel(nnx.Rngs(0)), Statistic, counts, logical_axes)
-
-
-def job(steps: int = 30, **options) -> loop.Job:
+def job(settings=None, steps: int = 30, evaluators=(), **options) -> loop.Job:
+    """A run of a configuration (the default one where none is given); `options` go to `batches`."""
+    settings = settings or config()
+    inputs = {"toy": Inputs({}, rows_of(0))}
+    mesh = make_mesh(settings)
+    program = Program(settings, ToyModel(), inputs, mesh, steps, 10, inputs, logical_axes=logical_axes)
     return loop.Job(
-        model=model(),
-        sensors={"toy": {"s2": sensor("sentinel2_l2a")}},
-        fingerprints={"toy": "abc"},
-        plan={"seed": 0, "corpora": {"toy": {"rows_per_step": 8}}},
+        program=program,
+        identity={
+            "sensors": {"toy": {"s2": sensor("sentinel2_l2a").to_dict()}},
+            "fingerprints": {"toy": "abc"},
+            "plan": {"seed": 0, "corpora": {"toy": {"rows_per_step": 8}}},
+        },
         batches=lambda start: batches(start, **options),
         steps=steps,
-        steps_per_epoch=10,
+        evaluators=evaluators,
     )
 
 
 if __name__ == "__main__":
-    outcome = loop.run(config(*sys.argv[2:]), Path(sys.argv[1]), job())
+    outcome = loop.run(job(config(*sys.argv[2:])), Path(sys.argv[1]))
     print(f"done {outcome.step}")

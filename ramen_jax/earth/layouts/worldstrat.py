@@ -160,7 +160,7 @@ def _write_place(output: Path, name: str, place: earth.Place, l1c: bool) -> _Fac
     files.write_png(high / f"{name}_rgb.png", preview.astype(np.uint8))
 
     longitude, latitude = place.scene.location
-    side = place.spec.modalities[0].width * 1.5
+    side = place.spec.first.width * 1.5
     half_lat = side / 2 / _METRES_PER_DEGREE
     half_lon = half_lat / np.cos(np.radians(latitude))
     bounds = [longitude - half_lon, latitude - half_lat, longitude + half_lon, latitude + half_lat]

@@ -9,72 +9,74 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from ml_collections import ConfigDict
 
-from ramen_jax.config import SIZES, default
+from ramen_jax.config import SIZES
+from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.loss import modality_loss, targets
-from ramen_jax.model.mae import RamenMAE, loss_counts
-from ramen_jax.model.temporal import BatchStatistic
-from ramen_jax.parallel.rules import logical_axes
+from ramen_jax.model.ramen import Ramen, Tree
+from ramen_jax.parallel.rules import flat_names, logical_axes
 from ramen_jax.rows.batch import Rows
-from ramen_jax.rows.packing import PackedView, exact_capacity, pack
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.views import PackedView
 from ramen_jax.samples import Image
-from tests.model.conftest import SENSORS, SPEC, build, make_view, traps
+from tests.model.conftest import BANDS, SPEC, build, make_view, traps
 
 
 def packed(views: list[list[PackedView]], recipe: str = "reference") -> Rows:
     options = traps(recipe)
-    capacity = exact_capacity(SPEC, views, temporal=options.temporal)
-    return pack(
-        SPEC,
-        views,
-        capacity,
-        sampling=options.sampling,
-        time_mask=options.time_mask,
-        temporal=options.temporal,
-    )
+    return pack(SPEC, views, exact_capacity(SPEC, views, options), options)
 
 
-@partial(nnx.jit, static_argnames=("train",))
-def encode(model: RamenMAE, rows: Rows, train: bool = False) -> jax.Array:
-    return model.encoder(rows, SENSORS, train=train)
+@partial(jax.jit, static_argnums=0)
+def encode(ramen: Ramen, params: Tree, statistics: Tree, rows: Rows) -> jax.Array:
+    return ramen.encode(params, statistics, rows, BANDS)
 
 
-@nnx.jit
-def reconstruct(model: RamenMAE, rows: Rows) -> dict[str, jax.Array]:
-    return model.reconstruct(rows, SENSORS)
+@partial(jax.jit, static_argnums=0)
+def reconstruct(ramen: Ramen, params: Tree, statistics: Tree, rows: Rows) -> dict[str, jax.Array]:
+    return ramen.reconstruct(params, statistics, rows, BANDS)
 
 
+@partial(jax.jit, static_argnames=("ramen", "train"))
 def total_loss(
-    model: RamenMAE, rows: Rows, options: ConfigDict, train: bool = False
+    ramen: Ramen, params: Tree, statistics: Tree, rows: Rows, train: bool = False
 ) -> tuple[jax.Array, dict]:
-    @nnx.jit
-    def compiled(model: RamenMAE, rows: Rows) -> tuple[jax.Array, dict]:
-        return model.loss(rows, SENSORS, loss_counts(rows, options), train=train)
-
-    return compiled(model, rows)
+    total, (losses, _) = ramen.loss(params, statistics, rows, BANDS, ramen.counts(rows), train=train)
+    return total, losses
 
 
 @pytest.mark.parametrize("size", ["base"])
 def test_parameter_counts_of_the_paper(size: str) -> None:
-    config = default().model
-    config.update(SIZES[size])
-    model = nnx.eval_shape(lambda: RamenMAE(config, traps(), rngs=nnx.Rngs(0)))
+    params, _ = Ramen(Architecture(**SIZES[size]), traps()).shapes
     count = {
-        side: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(getattr(model, side), nnx.Param)))
-        for side in ("encoder", "decoder")
+        side: sum(leaf.size for leaf in jax.tree.leaves(params[side])) for side in ("encoder", "decoder")
     }
     assert count == {"encoder": 98_416_069, "decoder": 33_043_589}
 
 
 def test_every_parameter_has_logical_axes() -> None:
-    model = nnx.eval_shape(lambda: build("fixed"))
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    for path, variable in flat:
-        names = logical_axes(tuple(str(part) for part in path), variable.get_raw_value().ndim)
-        assert len(names) == variable.get_raw_value().ndim
-        assert ("layers" in names) == ("blocks" in path)
+    _, params, _ = build("fixed")
+    for name, leaf in flat_names(params).items():
+        names = logical_axes(tuple(name.split("/")), leaf.ndim)
+        assert len(names) == leaf.ndim
+        assert ("layers" in names) == ("blocks" in name)
+
+
+def test_an_encoder_alone_has_the_encoder_of_the_whole() -> None:
+    ramen, params, _ = build()
+    alone, _ = Ramen(ramen.architecture, ramen.recipe, with_decoder=False).shapes
+    assert list(alone) == ["encoder"]
+    assert flat_names(alone).keys() == flat_names({"encoder": params["encoder"]}).keys()
+
+
+def test_statistics_of_the_sensors_compile_nothing() -> None:
+    """Mean and standard deviation are data: one program serves a moved mean. (Mutant: Ramen takes whole sensors.)"""
+    ramen, params, statistics = build()
+    encode.clear_cache()
+    for mean in (0.0, 0.01):
+        view = replace(make_view(1, modalities=("aerial",)), statistics={"aerial": ((mean,) * 4, (1.0,) * 4)})
+        encode(ramen, params, statistics, packed([[view]]))
+    assert encode._cache_size() == 1
 
 
 def test_unknown_parameter_has_no_axes() -> None:
@@ -90,17 +92,17 @@ def test_masked_pixels_alone_carry_the_loss(recipe: str) -> None:
     options = traps(recipe)
     hidden = np.asarray(rows.images["aerial"].mask_RxSxGxG[0, 0])
     model = build(recipe)
-    prediction = reconstruct(model, rows)["aerial"]
+    prediction = reconstruct(*model, rows)["aerial"]
 
     def loss_with(pixel: tuple[int, int]) -> float:
         images = rows.images["aerial"]
         values = np.array(images.values_RxSxTxCxHxW)
         values[0, 0, 0, 0, pixel[0], pixel[1]] += 1.0
         changed = images._replace(values_RxSxTxCxHxW=values)
-        count = loss_counts(rows, options)["aerial"]
-        return float(modality_loss(prediction, changed, count, options.target, options.missing))
+        count = model[0].counts(rows)["aerial"]
+        return float(modality_loss(prediction, changed, count, options))
 
-    base = float(total_loss(model, rows, options)[1]["loss/aerial"])
+    base = float(total_loss(*model, rows)[1]["loss/aerial"])
     masked, visible = np.argwhere(hidden)[0], np.argwhere(~hidden)[0]
     pixels = 24 // hidden.shape[0]
     assert loss_with(tuple(visible * pixels)) == pytest.approx(base, rel=1e-6)
@@ -111,13 +113,12 @@ def test_masked_tokens_never_reach_the_encoder_in_the_fixed_recipe() -> None:
     """With temporal 'visible' and metric sampling, pixels that only masked tokens read have zero gradient."""
     view = make_view(2, modalities=("s2",), target_gsd=4.0)
     rows = packed([[view]], "fixed")
-    model = build("fixed")
-    graph, state = nnx.split(model)
+    ramen, params, statistics = build("fixed")
 
     def encoded(values: jax.Array) -> jax.Array:
         images = {**rows.images, "s2": rows.images["s2"]._replace(values_RxSxTxCxHxW=values)}
-        model = nnx.merge(graph, state, copy=True)
-        return jnp.sum(jnp.square(model.encoder(rows._replace(images=images), SENSORS, train=True)))
+        encoder = ramen.encoder(params, statistics)
+        return jnp.sum(jnp.square(encoder(rows._replace(images=images), BANDS, train=True)))
 
     gradient = np.asarray(jax.jit(jax.grad(encoded))(jnp.asarray(rows.images["s2"].values_RxSxTxCxHxW)))
     hidden = np.asarray(rows.images["s2"].mask_RxSxGxG[0, 0])
@@ -126,13 +127,11 @@ def test_masked_tokens_never_reach_the_encoder_in_the_fixed_recipe() -> None:
 
 
 def test_reference_target_is_undefined_for_one_band() -> None:
-    one_band = {
-        **SENSORS,
-        "dem": replace(SENSORS["dem"], bands=SENSORS["dem"].bands[:1], mean=(0.0,), std=(1.0,)),
-    }
+    one_band = {**BANDS, "dem": BANDS["dem"][:1]}
     rows = packed([[make_view(3)]])
+    ramen, params, statistics = build()
     with pytest.raises(ValueError, match=r"modality 'dem' has one band.*standardised"):
-        build().loss(rows, one_band, loss_counts(rows, traps()))
+        ramen.loss(params, statistics, rows, one_band, ramen.counts(rows), train=True)
 
 
 def test_reference_target_of_two_bands_keeps_only_a_sign() -> None:
@@ -148,8 +147,8 @@ def test_time_padding_enters_only_the_reference() -> None:
     for recipe, same in (("reference", False), ("fixed", True)):
         model = build(recipe)
         alone, together = packed([[short]], recipe), packed([[short], [long]], recipe)
-        first = encode(model, alone)[0]
-        second = encode(model, together)[0]
+        first = encode(*model, alone)[0]
+        second = encode(*model, together)[0]
         assert np.allclose(first, second, atol=1e-5) == same, recipe
 
 
@@ -167,7 +166,7 @@ def test_missing_bands_leave_input_and_loss_in_the_fixed_recipe() -> None:
                 view.sample, images={**view.sample.images, "aerial": Image(values, image.dates, present)}
             )
             rows = packed([[replace(view, sample=sample)]], recipe)
-            losses[recipe, value] = float(total_loss(model, rows, traps(recipe))[0])
+            losses[recipe, value] = float(total_loss(*model, rows)[0])
     assert losses["fixed", 0.0] == losses["fixed", 7.0]
     assert losses["reference", 0.0] == losses["reference", 7.0], (
         "an absent band is a zero, whatever is stored"
@@ -179,7 +178,6 @@ def test_invalid_pixels_are_left_out_by_weight() -> None:
     image = view.sample.images["s2"]
     valid = np.ones((3, 6, 6), bool)
     valid[:, :, :3] = False
-    options = traps("fixed")
     model = build("fixed")
     results = []
     for value in (0.0, 1e3):
@@ -189,15 +187,15 @@ def test_invalid_pixels_are_left_out_by_weight() -> None:
             view.sample, images={**view.sample.images, "s2": Image(values, image.dates, image.present, valid)}
         )
         rows = packed([[replace(view, sample=sample)]], "fixed")
-        results.append(float(total_loss(model, rows, options, train=True)[0]))
+        results.append(float(total_loss(*model, rows, train=True)[0]))
         assert np.isfinite(results[-1])
         everything = 0.75 * 36 * 3
-        assert float(loss_counts(rows, options)["s2"]) < everything
+        assert float(model[0].counts(rows)["s2"]) < everything
     assert results[0] == results[1]
 
 
 def test_modality_embedding_tells_masked_tokens_apart() -> None:
-    """Trap 4: without it, hidden tokens of two modalities at one place are identical through the decoder."""
+    """Without it, hidden tokens of two modalities at one place are identical through the decoder."""
     rows = packed([[make_view(8, modalities=("aerial", "dem"))]])
     modality, coords = rows.decoder_modality_RxL[0], np.asarray(rows.decoder_coords_RxLx2[0])
     hidden = np.asarray(rows.decoder_encoder_RxL[0]) < 0
@@ -210,37 +208,40 @@ def test_modality_embedding_tells_masked_tokens_apart() -> None:
     assert pairs
     for choice, same in (("none", True), ("bands", False)):
         model = build(modality_embedding=choice)
-        tokens = nnx.jit(lambda m, r: m.decoder.tokens(m.encoder(r, SENSORS), r, SENSORS))(model, rows)[0]
-        tokens = np.asarray(tokens)
+        ramen, params, _ = model
+        encoded = encode(*model, rows)
+        tokens = np.asarray(
+            jax.jit(lambda e, r, p=params, m=ramen: m.decoder(p).tokens(e, r, BANDS))(encoded, rows)
+        )[0]
         assert all(np.allclose(tokens[i], tokens[j], atol=1e-6) == same for i, j in pairs)
 
 
 def test_bfloat16_is_the_same_model_to_its_precision() -> None:
     rows = packed([[make_view(12)]])
-    exact, rounded = (float(total_loss(build(dtype=d), rows, traps())[0]) for d in ("float32", "bfloat16"))
+    exact, rounded = (float(total_loss(*build(dtype=d), rows)[0]) for d in ("float32", "bfloat16"))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.03)
 
 
 def test_dropout_needs_a_key_and_training() -> None:
     rows = packed([[make_view(9, modalities=("s2",))]])
-    model = build(ltae_dropout=0.5)
-    images, sensor = rows.images["s2"], SENSORS["s2"]
+    ramen, params, statistics = build(ltae_dropout=0.5)
+    images = rows.images["s2"]
 
-    @partial(nnx.jit, static_argnames=("dropout",))
-    def features(model: RamenMAE, dropout: bool) -> jax.Array:
+    @partial(jax.jit, static_argnums=0)
+    def features(dropout: bool) -> jax.Array:
         key = jax.random.key(0) if dropout else None
-        return model.encoder.features(images, sensor, train=True, key=key)
+        return ramen.encoder(params, statistics).features(images, BANDS["s2"], train=True, key=key)
 
-    plain, dropped, again = features(model, False), features(model, True), features(model, True)
+    plain, dropped, again = features(False), features(True), features(True)
     assert not np.allclose(plain, dropped)
     np.testing.assert_array_equal(dropped, again)
 
 
 def test_running_statistics_follow_pytorch() -> None:
     """Momentum 0.1 towards the batch's mean and unbiased variance, padding left out; untouched without dates."""
-    model = build()
-    norm = model.encoder.ltae.norms[0]
+    ramen, params, statistics = build()
+    norm = ramen.encoder(params, statistics).ltae.norms[0]
     x = jnp.asarray(np.random.default_rng(1).normal(2.0, 3.0, (2, 10, 32)), jnp.float32)
     valid = jnp.asarray(np.arange(20).reshape(2, 10) < 13)
     norm(x, valid, train=True)
@@ -260,17 +261,16 @@ def test_memory_saving_changes_nothing(recipe: str, monkeypatch: pytest.MonkeyPa
     import ramen_jax.model.temporal as temporal
 
     rows = packed([[make_view(10, 8.0)], [make_view(11, 8.0)]], recipe)
-    options = traps(recipe)
 
     def run(remat: str) -> tuple[float, dict]:
-        graph, params, rest = nnx.split(build(recipe, remat), nnx.Param, BatchStatistic)
+        ramen, params, statistics = build(recipe, remat)
 
-        def loss(params: nnx.State) -> jax.Array:
-            model = nnx.merge(graph, params, rest, copy=True)
-            return total_loss(model, rows, options, train=True)[0]
+        @jax.jit
+        def loss(params: Tree) -> jax.Array:
+            return ramen.loss(params, statistics, rows, BANDS, ramen.counts(rows), train=True)[0]
 
         value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-        return float(value), nnx.to_pure_dict(gradient)
+        return float(value), gradient
 
     plain = run("none")
     monkeypatch.setattr(temporal, "CHUNK_VALUES", 300)

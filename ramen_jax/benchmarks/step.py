@@ -1,0 +1,217 @@
+"""Time and memory of the real training step, and speed of the data pipeline; see `ramen_jax.bench`."""
+
+import argparse
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ramen_jax.config import recipe_of
+from ramen_jax.console import USAGE, UserError, close_names
+from ramen_jax.earth.places import corpus_spec
+from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.rows import pipeline
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.views import PackedView, view_grid
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
+from ramen_jax.training import experiment
+from ramen_jax.training.pretrain import enable_compilation_cache
+from ramen_jax.training.program import Program
+
+
+def run(config: Any, arguments: argparse.Namespace) -> int:
+    """Measures what the arguments ask for and prints the figures, one a line."""
+    if arguments.data_only:
+        if arguments.seconds <= 0 or arguments.step_seconds <= 0:
+            raise UserError("--seconds and --step-seconds must be above 0", USAGE)
+        for line in data_table(
+            config, arguments.workdir, arguments.corpus, arguments.seconds, arguments.step_seconds
+        ):
+            print(line, flush=True)
+        return 0
+    if arguments.target_gsd <= 0:
+        raise UserError(
+            f"--target-gsd is {arguments.target_gsd:g}, expected a positive number of metres", USAGE
+        )
+    if arguments.batch < 1 or arguments.steps < 1 or arguments.dates < 0:
+        raise UserError("--batch and --steps must be at least 1, --dates at least 0", USAGE)
+    enable_compilation_cache(config)
+    spec = with_statistics(corpus_spec(arguments.corpus))
+    known = [modality.name for modality in spec.as_declared()]
+    modalities = arguments.modalities.split(",") if arguments.modalities else known
+    for name in modalities:
+        if name not in known:
+            raise UserError(f"corpus {spec.name} has no modality {name!r}; {close_names(name, known)}", USAGE)
+    figures = measure_step(config, spec, arguments.target_gsd, arguments.dates, modalities, arguments.steps)
+    print_table(arguments, config, modalities, figures)
+    return 0
+
+
+def random_image(modality: ModalitySpec, dates: int, rng: np.random.Generator) -> Image:
+    """Noise around the sensor's mean, in stored units, in the modality's shape."""
+    bands = len(modality.sensor.bands)
+    shape = (dates, bands, modality.height, modality.width)
+    values = rng.standard_normal(shape, np.float32)
+    if modality.sensor.mean is not None and modality.sensor.std is not None:
+        mean, std = np.array(modality.sensor.mean), np.array(modality.sensor.std)
+        physical = values * std[:, None, None] + mean[:, None, None]
+        values = (physical - modality.sensor.offset) / modality.sensor.scale
+    dtype = np.dtype(modality.dtype)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.round(values), limits.min, limits.max)
+    days = np.linspace(1, 366, dates).astype(np.int16)
+    return Image(values.astype(dtype), days, np.ones(bands, bool))
+
+
+def with_statistics(spec: CorpusSpec) -> CorpusSpec:
+    """The same corpus, sensors without statistics getting mean 0 and standard deviation 1 (the noise's own)."""
+    modalities = []
+    for modality in spec.as_declared():
+        bands = len(modality.sensor.bands)
+        sensor = modality.sensor
+        if sensor.mean is None or sensor.std is None:
+            sensor = sensor.with_statistics((0.0,) * bands, (1.0,) * bands)
+        modalities.append(replace(modality, sensor=sensor))
+    return replace(spec, modalities=tuple(modalities))
+
+
+def random_views(
+    spec: CorpusSpec, count: int, target_gsd: float, dates: int, modalities: Sequence[str], seed: int = 0
+) -> list[list[PackedView]]:
+    """`count` rows of one view each; series have `dates` dates (0: the corpus's longest)."""
+    rng = np.random.default_rng(seed)
+    rows, columns = view_grid(spec, target_gsd)
+    views = []
+    for index in range(count):
+        images = {
+            modality.name: random_image(
+                modality, (dates or modality.max_dates) if modality.series else 1, rng
+            )
+            for modality in spec.as_declared()
+            if modality.name in modalities
+        }
+        noise = rng.random(rows * columns * len(modalities))
+        views.append([PackedView(Sample(f"random{index}", images), target_gsd, tuple(modalities), noise)])
+    return views
+
+
+def peak_memory() -> tuple[float, str]:
+    """(bytes, what they are): device memory where the backend counts it, resident memory of the process otherwise."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return float(statistics["peak_bytes_in_use"]), "peak device memory"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit, "peak resident memory"
+
+
+def measure_step(
+    config: Any, spec: CorpusSpec, target_gsd: float, dates: int, modalities: Sequence[str], steps: int
+) -> dict[str, float]:
+    """Seconds per step after compilation (median and fastest), compile seconds, tokens, peak memory."""
+    recipe, mask_ratio = recipe_of(config), config.model.mask_ratio
+    views = random_views(spec, config.data.rows_per_step, target_gsd, dates, modalities)
+    capacity = exact_capacity(spec, views, recipe, mask_ratio)
+    rows = pack(spec, views, capacity, recipe, mask_ratio)
+    inputs = {spec.name: experiment.inputs_of(spec, capacity)}
+    program = Program(
+        config, experiment.ramen(config), inputs, make_mesh(config), steps=1000, steps_per_epoch=100
+    )
+    compile_seconds = program.compile()
+    placed, compiled, state = program.place(rows), program.step(spec.name), program.create_state()
+    seconds = []
+    for _ in range(steps + 1):
+        began = time.monotonic()
+        state, metrics = compiled(state, placed)
+        loss = float(jax.device_get(metrics["loss"]))
+        seconds.append(time.monotonic() - began)
+    if not np.isfinite(loss):
+        raise RuntimeError(f"the loss of the benchmark became {loss}")
+    timed = sorted(seconds[1:])
+    return {
+        "compile_seconds": compile_seconds,
+        "step_seconds": timed[len(timed) // 2],
+        "fastest_seconds": timed[0],
+        "tokens": float(np.sum(rows.decoder_segment_RxL > 0)),
+        "padded_tokens": float(rows.decoder_segment_RxL.size),
+        "visible_tokens": float(np.sum(rows.encoder_segment_RxE > 0)),
+        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
+        "loss": loss,
+        "peak_bytes": peak_memory()[0],
+    }
+
+
+def data_table(config: Any, workdir: str, corpus: str, seconds: float, step_seconds: float) -> Iterator[str]:
+    """The lines of `--data-only`: one core's speed, then the whole pipeline feeding a step of `step_seconds`."""
+    entries = {entry.name: entry for entry in config.corpora}
+    if corpus not in entries:
+        raise UserError(
+            f"no corpus {corpus!r} in this configuration; {close_names(corpus, list(entries))}", USAGE
+        )
+    if not workdir and not entries[corpus].prepared:
+        raise UserError(
+            f"--data-only needs --workdir, or --config.corpora.{corpus}.prepared=DIR, to find the corpus",
+            USAGE,
+        )
+    sources = {corpus: experiment.open_corpus(config, entries[corpus], Path(workdir))}
+    plan = experiment.make_plan(config, sources, config.seed)
+    capacity, real = plan.capacity(corpus), plan.real_token_share(corpus)
+    yield f"corpus             {corpus}, {len(sources[corpus]):,} samples, draw {config.data.draw}"
+    yield (
+        f"step               {capacity.rows} rows of {capacity.decoder_length:,} decoder and "
+        f"{capacity.encoder_length:,} encoder tokens"
+    )
+    yield f"real tokens        {real['decoder']:.1%} decoder, {real['encoder']:.1%} encoder (of an epoch)"
+    one = pipeline.measure(plan, sources, seconds)
+    yield (
+        f"one worker         {one['samples_per_s']:,.1f} samples/s, {one['megabytes_per_s']:,.1f} MB/s of pixels, "
+        f"{one['tokens_per_s']:,.0f} tokens/s"
+    )
+    yield (
+        f"its time           {one['share_read']:.0%} reading, {one['share_plan']:.0%} planning, "
+        f"{one['share_pack']:.0%} packing; {one['seconds'] / one['steps']:.3f} s a step"
+    )
+    workers, prefetch = config.data.workers, config.data.prefetch
+    batches = pipeline.batches(plan, sources, workers=workers, prefetch=prefetch)
+    with contextlib.closing(batches):
+        waited = pipeline.share_waited(batches, seconds, step_seconds)
+    yield (
+        f"waiting for data   {waited:.1%} of the time, with {workers or 'no'} worker processes and a step of "
+        f"{step_seconds:g} s, on {len(usable_cores())} cores"
+    )
+    yield f"bad samples        {one['bad']}"
+
+
+def print_table(arguments: Any, config: Any, modalities: Sequence[str], figures: dict[str, float]) -> None:
+    """The figures, one a line."""
+    seconds = figures["step_seconds"]
+    device = jax.devices()[0]
+    what = "cores" if device.platform == "cpu" else device.device_kind
+    count = len(usable_cores()) if device.platform == "cpu" else jax.device_count()
+    print(f"machine            {count} {what}, jax {jax.__version__}")
+    print(
+        f"model              {figures['parameters']:,.0f} parameters, {config.model.dtype}, recipe {config.recipe}"
+    )
+    print(
+        f"geometry           {arguments.corpus}, {arguments.target_gsd:g} m, batch {arguments.batch}, "
+        f"{', '.join(modalities)}, {arguments.dates or 'all'} dates"
+    )
+    print(f"tokens per step    {figures['tokens']:,.0f} decoder, {figures['visible_tokens']:,.0f} encoder")
+    print(f"compile            {figures['compile_seconds']:.1f} s")
+    print(f"step               {seconds:.3f} s median, {figures['fastest_seconds']:.3f} s fastest")
+    print(f"samples/s          {arguments.batch / seconds:.3f}")
+    print(f"tokens/s           {figures['tokens'] / seconds:,.0f}")
+    print(f"{peak_memory()[1]:<18} {figures['peak_bytes'] / 2**30:.2f} GiB")
+
+
+def usable_cores() -> set[int]:
+    """Processor cores this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

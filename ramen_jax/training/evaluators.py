@@ -1,0 +1,60 @@
+"""What is measured during a training: anything with `every` and `run(params, statistics, step) -> {name: value}`.
+
+An evaluator pauses the clock and cannot change the training: it sees parameters and gives numbers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from ramen_jax.rows.pipeline import StepBatch
+from ramen_jax.training.program import Program
+
+LOSS = "validation/loss"  # ranks checkpoints where there is one
+
+
+class Evaluator(Protocol):
+    """Measures a model in training.
+
+    Attributes:
+        every: steps between two runs; it runs after the last step too.
+    """
+
+    every: int
+
+    def run(self, params: Any, statistics: Any, step: int) -> Mapping[str, float]:
+        """Numbers by name, as they go to metrics.jsonl and TensorBoard."""
+
+
+class Validation:
+    """The loss on the held-out places: the same batches with the same draws at each call, dropout off.
+
+    Per corpus and modality it is the sum of all errors over the count of all masked values, whatever the number of
+    batches they came in; `validation/loss` is the mean over the corpora.
+
+    Args:
+        batches: gives the batches, a finite number of each corpus, anew at each call.
+    """
+
+    def __init__(self, program: Program, every: int, batches: Callable[[], Iterable[StepBatch]]) -> None:
+        self.program, self.every, self._batches = program, every, batches
+
+    def run(self, params: Any, statistics: Any, step: int) -> dict[str, float]:
+        totals: dict[str, dict[str, np.ndarray]] = {}  # corpus -> modality -> (sum of errors, count)
+        for batch in self._batches():
+            evaluation = self.program.evaluation(batch.corpus)
+            sums, counts = jax.device_get(evaluation(params, statistics, self.program.place(batch.rows)))
+            corpus = totals.setdefault(batch.corpus, {})
+            for name, error in sums.items():
+                corpus[name] = corpus.get(name, np.zeros(2)) + np.array([error, counts[name]], np.float64)
+        values: dict[str, float] = {}
+        for corpus_name, modalities in totals.items():
+            losses = {name: float(error / max(count, 1.0)) for name, (error, count) in modalities.items()}
+            for name, loss in losses.items():
+                values[f"validation/{corpus_name}/{name}"] = loss
+            values[f"validation/{corpus_name}"] = sum(losses.values())
+        if totals:
+            values[LOSS] = float(np.mean([values[f"validation/{name}"] for name in totals]))
+        return values
