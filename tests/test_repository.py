@@ -274,7 +274,12 @@ def test_an_installed_wheel_prepares_a_corpus(repository, tmp_path):
     """Sensors and descriptions travel inside the package. (Mutant: descriptions left out of the package data.)"""
     copy = tmp_path / "checkout"
     for name in tracked(repository):
-        if name.startswith("ramen_jax/") or name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        if name.startswith("ramen_jax/") or name in (
+            "pyproject.toml",
+            "requirements.txt",
+            "README.md",
+            "LICENSE",
+        ):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(repository / name, copy / name)
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path))
