@@ -39,6 +39,9 @@ class Image:
         frames, bands, height, width = self.values.shape
         if self.values.dtype.name not in DTYPES:
             raise ValueError(f"image dtype {self.values.dtype.name} is not one of {', '.join(DTYPES)}")
+        if not self.values.dtype.isnative:
+            # Of the same name, but records and accelerators take the bytes as they are.
+            self.values = self.values.astype(self.values.dtype.newbyteorder("="))
         if self.dates.shape != (frames,) or self.dates.dtype != np.int16:
             raise ValueError(
                 f"dates must be int16 of shape ({frames},), found {self.dates.dtype} {self.dates.shape}"

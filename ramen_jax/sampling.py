@@ -29,6 +29,7 @@ import numpy as np
 from ramen_jax.console import USAGE, UserError
 
 POLICIES = ("reference", "metric", "area")
+FINEST = 64  # tokens per pixel along an axis; more would be copies of each other
 
 
 def grid_size(pixels: int, native_gsd: float, target_gsd: float) -> int:
@@ -38,7 +39,8 @@ def grid_size(pixels: int, native_gsd: float, target_gsd: float) -> int:
     order of operations, which matters when the quotient is a whole number.
 
     Raises:
-        UserError: a GSD that is not positive, or a grid that would be empty. A command shows it as one line.
+        UserError: a GSD that is not positive, a grid that would be empty, or one of more than `FINEST` tokens per
+            pixel. A command shows it as one line.
     """
     _check(pixels, native_gsd, target_gsd)
     grid = int(pixels * (native_gsd / target_gsd))
@@ -46,6 +48,13 @@ def grid_size(pixels: int, native_gsd: float, target_gsd: float) -> int:
         raise UserError(
             f"target GSD {target_gsd:g} m leaves an empty grid: the image is {pixels} px of {native_gsd:g} m, "
             f"{pixels * native_gsd:g} m across; use a target GSD of at most {pixels * native_gsd:g} m",
+            USAGE,
+        )
+    if grid > FINEST * pixels:
+        raise UserError(
+            f"target GSD {target_gsd:g} m asks for {grid:,} cells along {pixels} pixels of {native_gsd:g} m; the limit "
+            f"is {FINEST} cells per pixel and axis, a target GSD of at least {native_gsd / FINEST:g} m (is it given in "
+            "metres?)",
             USAGE,
         )
     return grid

@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from ramen_jax import api
-from ramen_jax.config import SIZES, TRAPS, default
+from ramen_jax.config import SIZES
 from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.source import Source, describe
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.recipe import Recipe
 from ramen_jax.sensors import sensor
 
 SENSORS = {
@@ -27,10 +27,8 @@ SENSORS = {
 
 def source(recipe: str = "reference", **traps: Any) -> Source:
     """Random weights of sensible size; drawn by numpy, since an initialisation would be compiled first."""
-    config = default()
-    config.model.update(SIZES["tiny"])
-    values = {key: choices[recipe != "reference"] for key, choices in TRAPS.items()} | traps
-    _, *states = api.split_encoder(config.model, ConfigDict(values))
+    values = Recipe.named(recipe, **traps)
+    ramen = Ramen(Architecture.from_dict(SIZES["tiny"]), values, with_decoder=False)
     rng = np.random.default_rng(0)
 
     def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -44,7 +42,7 @@ def source(recipe: str = "reference", **traps: Any) -> Source:
             return 1 + 0.1 * np.abs(noise)
         return noise * (leaf.shape[-2] ** -0.5 if name in ("kernel", "kernels") else 0.05)
 
-    trees = [{"encoder": jax.tree.map_with_path(drawn, nnx.to_pure_dict(state))} for state in states]
+    trees = [jax.tree.map_with_path(drawn, shapes) for shapes in ramen.shapes]
     sensors = {name: entry.to_dict() for name, entry in SENSORS.items()}
     facts = {
         "recipe": recipe,
@@ -52,7 +50,10 @@ def source(recipe: str = "reference", **traps: Any) -> Source:
         "fingerprints": {"place": "abc"},
         "target_gsds": {"place": [20.0, 40.0]},
     }
-    return Source(torch_weights.to_official(*trees), describe(config.model, values, sensors, facts))
+    return Source(
+        torch_weights.to_official(*trees),
+        describe(ramen.architecture.to_dict(), values.to_dict(), sensors, facts),
+    )
 
 
 def folder(path: Path, recipe: str = "reference") -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ import zarr
 from affine import Affine
 
 import ramen_jax as rj
-from ramen_jax import api, embed, sampling
+from ramen_jax import embed, sampling
 from ramen_jax.console import UserError
-from ramen_jax.embedding import feature_files, rasters
+from ramen_jax.embedding import feature_files, rasters, tiles
+from ramen_jax.embedding.pca import pca_picture
+from ramen_jax.embedding.scene import choose_sensor
+from ramen_jax.inference.encoder import Encoder
 from ramen_jax.sensors import sensor
 from tests import exported
 
@@ -34,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> api.Model:
+def model(checkpoint: Path) -> Encoder:
     return rj.load(checkpoint)
 
 
@@ -91,7 +95,7 @@ def run(checkpoint: Path, output: Path, target_gsd: float, *images: Any, **optio
         return source.read()
 
 
-def test_the_output_lies_exactly_on_the_image(checkpoint: Path, model: api.Model, tmp_path: Path) -> None:
+def test_the_output_lies_exactly_on_the_image(checkpoint: Path, model: Encoder, tmp_path: Path) -> None:
     pixels = landscape(64, 83, 12)
     scene = write(tmp_path / "scene.tif", pixels)
     features = run(checkpoint, tmp_path / "features.tif", 40, scene, "s2")
@@ -123,19 +127,24 @@ def test_tiling_alone_changes_nothing(tmp_path: Path) -> None:
     """Features that depend on their own pixels only are the same, tiled or in one piece."""
     scene = write(tmp_path / "scene.tif", landscape(170, 250, 12))
 
-    class Averages(embed.Embedder):
+    class Averages(tiles.Embedder):
         depth = 12
 
         def __init__(self, place: rasters.Place) -> None:
             self.place = place
+            self.model = SimpleNamespace(batch_tokens=1000)
 
-        def window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-            pixels = self.place.layers[0].read((top, bottom, left, right)).values[0].astype(np.float32)
+        def read(self, window: rasters.Tokens) -> Any:
+            pixels = self.place.layers[0].read(window).values[0].astype(np.float32)
+            tokens = (window[1] - window[0], window[3] - window[2])
             rows, columns = (
-                sampling.down_matrix(size, 10.0, 25.0, tokens, "area")
-                for size, tokens in zip(pixels.shape[1:], (bottom - top, right - left), strict=True)
+                sampling.down_matrix(size, 10.0, 25.0, number, "area")
+                for size, number in zip(pixels.shape[1:], tokens, strict=True)
             )
             return rows @ pixels @ columns.T
+
+        def encode(self, read: Any) -> list[np.ndarray]:
+            return list(read)
 
     def run_with(tile: int, overlap: int) -> np.ndarray:
         output = Strips()
@@ -143,7 +152,7 @@ def test_tiling_alone_changes_nothing(tmp_path: Path) -> None:
             place = rasters.open_place(
                 [("s2", scene, exported.SENSORS["place/s2"])], 25.0, stack, max_step=16
             )
-            embed.embed(Averages(place), output, tile, overlap)
+            tiles.embed(Averages(place), output, tile, overlap)
         return np.concatenate(output.parts, axis=1)
 
     whole = run_with(200, 0)
@@ -198,7 +207,7 @@ def test_nodata_stays_nodata(checkpoint: Path, tmp_path: Path) -> None:
     assert empty[:8, :8].all()
     assert not np.isnan(features[:, ~empty]).any()
     assert empty.sum() == 64
-    embed.pca_picture(tmp_path / "features.tif", tmp_path / "features.png")
+    pca_picture(tmp_path / "features.tif", tmp_path / "features.png")
     with rasterio.open(tmp_path / "features.png") as picture:
         assert (picture.read(4)[:8, :8] == 0).all()
         assert picture.read(4)[8:].min() == 255
@@ -278,12 +287,12 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     scene = write(tmp_path / "scene.tif", landscape(100, 40, 12))
     expected = run(checkpoint, tmp_path / f"expected.{suffix}", 20, scene, "s2", tile=12, overlap=4)
-    original, tiles = feature_files.Output.write, []
+    original, started = feature_files.Output.write, []
 
     def stop_later(self: feature_files.Output, start: int, strip: np.ndarray) -> None:
-        if len(tiles) == 3:
+        if len(started) == 3:
             raise KeyboardInterrupt
-        tiles.append(start)
+        started.append(start)
         original(self, start, strip)
 
     monkeypatch.setattr(feature_files.Output, "write", stop_later)
@@ -298,7 +307,7 @@ def test_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(feature_files.Output, "write", count)
     found = run(checkpoint, tmp_path / f"features.{suffix}", 20, scene, "s2", tile=12, overlap=4)
-    assert written[0] > tiles[-1]
+    assert written[0] > started[-1]
     np.testing.assert_array_equal(found, expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"expected.{suffix}",
@@ -400,14 +409,14 @@ def test_pixels_are_measured_on_the_ground(
 
 @pytest.mark.parametrize("first", [0, 3, 7])
 def test_blending_weights_sum_to_one_between_neighbours(first: int) -> None:
-    spans = embed.Tiling(tokens=40, size=12, overlap=4, step=2).spans()
+    spans = tiles.Tiling(tokens=40, size=12, overlap=4, step=2).spans()
     assert spans[0][0] == 0
     assert spans[-1][1] == 40
     assert all(start % 2 == 0 for start, _ in spans)
     total = np.zeros(40)
     for i, span in enumerate(spans):
         before, after = spans[i - 1] if i else None, spans[i + 1] if i + 1 < len(spans) else None
-        total[slice(*span)] += embed.Tiling.weight(span, before, after)
+        total[slice(*span)] += tiles.Tiling.weight(span, before, after)
     assert total[first] == pytest.approx(1.0)
     assert (total > 0).all()
 
@@ -453,14 +462,14 @@ def test_the_help_names_units(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "metres per output cell" in capsys.readouterr().out
 
 
-def test_sensor_files(model: api.Model, tmp_path: Path) -> None:
+def test_sensor_files(model: Encoder, tmp_path: Path) -> None:
     text = "{name}:\n  gsd: 0.1\n  bands: {{red: 650}}\n  mean: [1]\n  std: [2]\n"
     (tmp_path / "one.yaml").write_text(text.format(name="drone"))
     (tmp_path / "two.yaml").write_text(text.format(name="drone") + text.format(name="plane"))
-    assert embed.choose_sensor(f"{tmp_path / 'one.yaml'}", model, True).name == "drone"
-    assert embed.choose_sensor(f"{tmp_path / 'two.yaml'}:plane", model, True).name == "plane"
+    assert choose_sensor(f"{tmp_path / 'one.yaml'}", model, True).name == "drone"
+    assert choose_sensor(f"{tmp_path / 'two.yaml'}:plane", model, True).name == "plane"
     with pytest.raises(UserError, match="describes 2 sensors"):
-        embed.choose_sensor(f"{tmp_path / 'two.yaml'}", model, True)
+        choose_sensor(f"{tmp_path / 'two.yaml'}", model, True)
     with pytest.raises(UserError, match="no sensor 'plan'; did you mean"):
-        embed.choose_sensor(f"{tmp_path / 'two.yaml'}:plan", model, True)
-    assert embed.choose_sensor("terramesh_dem", model, False) == sensor("terramesh_dem")
+        choose_sensor(f"{tmp_path / 'two.yaml'}:plan", model, True)
+    assert choose_sensor("terramesh_dem", model, False) == sensor("terramesh_dem")

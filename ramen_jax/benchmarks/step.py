@@ -17,6 +17,7 @@ import numpy as np
 from ramen_jax.config import recipe_of
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.earth.places import corpus_spec
+from ramen_jax.limits import refuse_beyond_memory
 from ramen_jax.parallel.mesh import make_mesh
 from ramen_jax.rows import pipeline
 from ramen_jax.rows.packing import exact_capacity, pack
@@ -90,6 +91,7 @@ def random_views(
     """`count` rows of one view each; series have `dates` dates (0: the corpus's longest)."""
     rng = np.random.default_rng(seed)
     rows, columns = view_grid(spec, target_gsd)
+    _refuse_impossible(spec, count, rows * columns, dates, modalities)
     views = []
     for index in range(count):
         images = {
@@ -102,6 +104,25 @@ def random_views(
         noise = rng.random(rows * columns * len(modalities))
         views.append([PackedView(Sample(f"random{index}", images), target_gsd, tuple(modalities), noise)])
     return views
+
+
+def _refuse_impossible(
+    spec: CorpusSpec, count: int, cells: int, dates: int, modalities: Sequence[str]
+) -> None:
+    """UserError when the random images and their noise alone would not fit into memory."""
+    kept = [modality for modality in spec.as_declared() if modality.name in modalities]
+    values = sum(
+        ((dates or modality.max_dates) if modality.series else 1)
+        * len(modality.sensor.bands)
+        * modality.height
+        * modality.width
+        for modality in kept
+    )
+    refuse_beyond_memory(
+        f"{count} views of {values:,} pixel values and {cells * len(kept):,} cells",
+        4.0 * count * (values + 2 * cells * len(kept)),
+        "use fewer --dates or a smaller --batch, or a coarser --target-gsd",
+    )
 
 
 def peak_memory() -> tuple[float, str]:

@@ -15,7 +15,6 @@ from ramen_jax import sampling
 from ramen_jax.console import USAGE, UserError
 
 TOLERANCE = 1e-6
-FINEST = 64  # tokens per pixel along an axis; more would be copies of each other
 # A hair more than the pixel size, so that the truncation of a whole number of tokens never loses one.
 HAIR = 1 + 1e-9
 
@@ -65,7 +64,8 @@ def plan_grid(
     """The token grid over a place of (down, across) metres whose layers have pixels of these sizes.
 
     Raises:
-        UserError: a target GSD larger than the place, or one that asks for more than `FINEST` tokens per pixel.
+        UserError: a target GSD larger than the place, or one that asks for more than `sampling.FINEST` tokens per
+            pixel.
     """
     if not (target_gsd > 0 and math.isfinite(target_gsd)):
         raise UserError(f"the target GSD is {target_gsd:g}, expected metres per token above 0", USAGE)
@@ -76,12 +76,12 @@ def plan_grid(
             f"{min(extent):g} m",
             USAGE,
         )
-    finest = min(gsds) / FINEST
+    finest = gsds[0] / sampling.FINEST
     if target_gsd < finest:
         raise UserError(
             f"target GSD {target_gsd:g} m asks for {rows * columns:,} cells, {rows:,} x {columns:,}, over pixels of "
-            f"{min(gsds):g} m; the limit is {FINEST} cells per pixel and axis, a target GSD of at least {finest:g} m "
-            "(is it given in metres?)",
+            f"{gsds[0]:g} m; the limit is {sampling.FINEST} cells per pixel and axis, a target GSD of at least "
+            f"{finest:g} m (is it given in metres?)",
             USAGE,
         )
     step = 1

@@ -17,12 +17,19 @@ import numpy as np
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.inference.images import Image, to_sample
 from ramen_jax.inference.places import TOKENS, Batch, Place, batches, token_maps
+from ramen_jax.limits import machine_memory, refuse_beyond_memory
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.ramen import Ramen
 from ramen_jax.recipe import Recipe
 from ramen_jax.sensors import Sensor, registry
 
 ACCELERATOR_TOKENS = 1 << 16  # of a batch where an accelerator encodes
+
+
+def device_memory() -> float:
+    """Bytes that encoding may take: of the accelerator where it tells, else of this machine."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return float(max(statistics.get("bytes_limit", 0), machine_memory()))
 
 
 class Features(NamedTuple):
@@ -162,7 +169,16 @@ class Encoder:
         if not given:
             raise UserError("no image given", USAGE)
         sensors = {name: self.sensor(image.sensor or name) for name, image in given.items()}
-        return Place(to_sample(given, sensors, target_gsd), sensors, target_gsd)
+        place = Place(to_sample(given, sensors, target_gsd), sensors, target_gsd)
+        rows, columns = place.grid
+        refuse_beyond_memory(
+            f"target GSD {target_gsd:g} m asks for {rows:,} x {columns:,} cells of {len(given)} modalities, "
+            f"{place.tokens:,} tokens, which",
+            4.0 * place.tokens * self.width * (6 + self.ramen.architecture.mlp_ratio),
+            "use a coarser target GSD, or `python -m ramen_jax.embed`, which goes tile by tile",
+            device_memory(),
+        )
+        return place
 
     @property
     def batch_tokens(self) -> int:

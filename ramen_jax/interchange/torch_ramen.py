@@ -17,6 +17,9 @@ order of work is not: resampling acts on each channel alone and everything up to
 the C raw channels are resampled first and projector, experts and the input layer of the temporal encoder become one
 C x D affine map. Features are the same to rounding; no array of width D exists at the images' own resolution.
 
+`model.half()`, `model.bfloat16()` and autocast speed up the transformer; pixels, resampling and the temporal encoder
+are float32 always, since stored values and day numbers do not fit in less.
+
 Shape letters: B batch, T dates, C bands, H, W pixels, N tokens of one modality (rows * columns), L all tokens and the
 class token, D width, G heads of the temporal encoder.
 """
@@ -44,6 +47,8 @@ RADAR = tuple(
     f"{orbit}_{polarisation}" for orbit in ("asc", "des") for polarisation in ("vv", "vh", "hv", "hh")
 )
 ELEVATION = ("dsm", "dtm", "slope")
+EXTENT_TOLERANCE = 0.1  # how much the extents of two images of one place may differ
+FINEST = 64  # tokens per pixel along an axis; more would be copies of each other
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,50 @@ def sampling_matrix(pixels: int, native_gsd: float, target_gsd: float, grid: int
     return matrix.float()
 
 
+def measured_frames(valid: Mapping[str, Tensor], frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Per modality bool [B, T]: frames with a measured pixel among those asked for; the first where there is none.
+
+    A modality of which every frame counts is left out, unless the graph is being traced for other data.
+    """
+    counted = {}
+    for name, valid_BxTx1xHxW in valid.items():
+        measured_BxT = valid_BxTx1xHxW.flatten(2).any(dim=2)
+        if name in frames:
+            measured_BxT = measured_BxT & frames[name].to(torch.bool)
+        first_T = torch.arange(measured_BxT.shape[1], device=measured_BxT.device) == 0
+        measured_BxT = measured_BxT | (first_T & ~measured_BxT.any(dim=1, keepdim=True))
+        if torch.compiler.is_compiling() or not bool(measured_BxT.all()):
+            counted[name] = measured_BxT
+    return counted
+
+
+def _check_days(name: str, image: Tensor, days_BxT: Tensor | None) -> None:
+    frames = image.shape[1]
+    if days_BxT is None:
+        raise ValueError(f"'{name}' has {frames} dates; give their days of year in dates['{name}']")
+    if days_BxT.shape not in ((image.shape[0], frames), (1, frames)):
+        raise ValueError(
+            f"dates['{name}'] has shape {tuple(days_BxT.shape)}, expected {(image.shape[0], frames)}, one day per frame"
+        )
+    # A graph that is compiled cannot ask for values.
+    if torch.compiler.is_compiling():
+        return
+    if not bool(((days_BxT >= 0) & (days_BxT <= 366) & (days_BxT == days_BxT.floor())).all()):
+        raise ValueError(
+            f"a date is a whole day of year from 1 to 366 (0: unknown), found {days_BxT.min().item():g} to "
+            f"{days_BxT.max().item():g} in dates['{name}']"
+        )
+
+
+def _equals(image: Tensor, number: float) -> Tensor:
+    """Where stored values are a number, as exactly as their type holds it."""
+    if image.is_floating_point():
+        return image == torch.full((), number, dtype=image.dtype, device=image.device)
+    if number != int(number) or abs(number) >= 2.0**63:
+        return torch.zeros_like(image, dtype=torch.bool)
+    return image.long() == int(number)
+
+
 class Projector(nn.Module):
     """Band descriptions -> one D-vector per band; learned vectors for the names in `entries`."""
 
@@ -212,7 +261,7 @@ class Projector(nn.Module):
             device = self.get_parameter("mlp.0.weight").device
             wavelength = torch.tensor(descriptions, dtype=torch.float32, device=device)
             vectors = sine_cosine(wavelength, self.width, self.precision)
-        return self.mlp(vectors)
+        return self.mlp(vectors.to(self.get_parameter("mlp.0.weight").dtype)).float()
 
 
 class Resampler(nn.Module):
@@ -228,10 +277,11 @@ class Resampler(nn.Module):
     def forward(self, scale: float) -> tuple[Tensor, Tensor]:
         """The mixture at `scale` as one residual map: weight [D out, D in] and bias [D]."""
         log_scale = torch.full((), math.log(scale), device=self.temperature.device)
-        logits = self.mlp(sine_cosine(log_scale, self.width, self.precision))
-        gate = (logits / self.temperature.clamp(min=1e-3)).softmax(dim=-1)
-        weights = torch.stack([self.get_parameter(f"experts.{n}.weight") for n in range(EXPERTS)])
-        biases = torch.stack([self.get_parameter(f"experts.{n}.bias") for n in range(EXPERTS)])
+        encoded = sine_cosine(log_scale, self.width, self.precision)
+        logits = self.mlp(encoded.to(self.temperature.dtype)).float()
+        gate = (logits / self.temperature.float().clamp(min=1e-3)).softmax(dim=-1)
+        weights = torch.stack([self.get_parameter(f"experts.{n}.weight").float() for n in range(EXPERTS)])
+        biases = torch.stack([self.get_parameter(f"experts.{n}.bias").float() for n in range(EXPERTS)])
         return torch.tensordot(gate, weights[..., 0, 0], dims=1), gate @ biases
 
 
@@ -245,8 +295,8 @@ class Heads(nn.Module):
 
     def folded(self) -> Tensor:
         """Queries folded into the keys: [D, G]. The key bias is constant over time and leaves the softmax."""
-        key_GxKxD = self.fc1_k.weight.view(TEMPORAL_HEADS, 16, -1)
-        return torch.einsum("gkd,gk->dg", key_GxKxD, self.Q) / 4.0
+        key_GxKxD = self.fc1_k.weight.float().view(TEMPORAL_HEADS, 16, -1)
+        return torch.einsum("gkd,gk->dg", key_GxKxD, self.Q.float()) / 4.0
 
 
 class TemporalEncoder(nn.Module):
@@ -278,15 +328,15 @@ class TemporalEncoder(nn.Module):
 
     def entry(self) -> tuple[Tensor, Tensor]:
         """The input layer and its BatchNorm as one affine map: weight [D out, D in], bias [D]."""
-        gain = self.get_parameter("inconv.1.weight") * torch.rsqrt(
-            self.get_buffer("inconv.1.running_var") + BATCH_NORM_EPS
+        gain = self.get_parameter("inconv.1.weight").float() * torch.rsqrt(
+            self.get_buffer("inconv.1.running_var").float() + BATCH_NORM_EPS
         )
-        shift = self.get_parameter("inconv.0.bias") - self.get_buffer("inconv.1.running_mean")
-        weight = self.get_parameter("inconv.0.weight") * gain[:, None]
-        return weight, shift * gain + self.get_parameter("inconv.1.bias")
+        shift = self.get_parameter("inconv.0.bias").float() - self.get_buffer("inconv.1.running_mean").float()
+        weight = self.get_parameter("inconv.0.weight").float() * gain[:, None]
+        return weight, shift * gain + self.get_parameter("inconv.1.bias").float()
 
     def forward(self, x_BxTxNxD: Tensor, day_BxT: Tensor, frame_BxT: Tensor | None) -> Tensor:
-        """Features before the input ReLU -> [B, N, D]; only frames that are True count."""
+        """Features before the input ReLU -> [B, N, D], float32; only frames that are True count."""
         batch, dates, tokens, width = x_BxTxNxD.shape
         group = width // TEMPORAL_HEADS
         y_BxTxNxGxK = F.relu(x_BxTxNxD).view(batch, dates, tokens, TEMPORAL_HEADS, group)
@@ -297,8 +347,8 @@ class TemporalEncoder(nn.Module):
             count = weight.sum(dim=1, keepdim=True).clamp(min=1.0) * group
             mean = (weight * y_BxTxNxGxK).sum(dim=(1, 4), keepdim=True) / count
             variance = (weight * (y_BxTxNxGxK - mean).square()).sum(dim=(1, 4), keepdim=True) / count
-        gain = self.in_norm.weight.view(TEMPORAL_HEADS, group)
-        shift = self.in_norm.bias.view(TEMPORAL_HEADS, group)
+        gain = self.in_norm.weight.float().view(TEMPORAL_HEADS, group)
+        shift = self.in_norm.bias.float().view(TEMPORAL_HEADS, group)
         shift = shift + date_encoding(day_BxT, group)[:, :, None, None, :]
         y_BxTxNxGxK = (y_BxTxNxGxK - mean) * torch.rsqrt(variance + self.in_norm.eps) * gain + shift
 
@@ -309,7 +359,29 @@ class TemporalEncoder(nn.Module):
             )
         share_BxTxNxG = score_BxTxNxG.float().softmax(dim=1).to(y_BxTxNxGxK.dtype)
         pooled_BxNxD = (share_BxTxNxG[..., None] * y_BxTxNxGxK).sum(dim=1).flatten(2)
-        return self.mlp(pooled_BxNxD.flatten(0, 1)).view(batch, tokens, width)
+        return self._mlp(pooled_BxNxD.flatten(0, 1)).view(batch, tokens, width)
+
+    def _mlp(self, x_NxD: Tensor) -> Tensor:
+        """Layers, stored BatchNorms and ReLUs in float32, whatever the parameters are."""
+        for index in range(0, len(self.mlp), 3):
+            linear, norm = (
+                {
+                    name: tensor.float()
+                    for name, tensor in (*module.named_parameters(), *module.named_buffers())
+                }
+                for module in (self.mlp[index], self.mlp[index + 1])
+            )
+            x_NxD = F.linear(x_NxD, linear["weight"], linear["bias"])
+            x_NxD = F.batch_norm(
+                x_NxD,
+                norm["running_mean"],
+                norm["running_var"],
+                norm["weight"],
+                norm["bias"],
+                eps=BATCH_NORM_EPS,
+            )
+            x_NxD = F.relu(x_NxD)
+        return x_NxD
 
 
 class Attention(nn.Module):
@@ -406,16 +478,20 @@ class RamenEncoder(nn.Module):
                 grid, int(H * gsd / target_gsd) rows; tokens follow the order of the dictionary.
             target_gsd: metres per token.
             dates: modality -> day of year [B, T]; needed where T > 1.
-            frames: modality -> bool [B, T], False for padding frames, which then change nothing.
+            frames: modality -> bool [B, T], False for padding frames, which then change nothing. A frame in which
+                nothing was measured is left out by itself.
             sensors: modality -> Sensor, its description, or a name in the config; default: the modality's name.
             layers: 0-based blocks whose output is also returned; the last one's has the final LayerNorm.
             normalise: False when the values are normalised already.
 
         Raises:
-            ValueError: unknown sensor, missing statistics or dates, wrong shapes, a GSD that leaves no grid.
+            ValueError: unknown sensor, missing statistics or dates, dates that are none, wrong shapes, complex values,
+                extents that differ, a GSD that leaves no grid or asks for an impossible one.
         """
         if not images:
             raise ValueError("no image given")
+        if not 0 < target_gsd < math.inf:
+            raise ValueError(f"the target GSD is {target_gsd}, expected metres per token above 0")
         described = {name: self.sensor(name, (sensors or {}).get(name)) for name in images}
         for name, image in images.items():
             bands = len(described[name].bands)
@@ -424,16 +500,17 @@ class RamenEncoder(nn.Module):
                     f"'{name}' has shape {tuple(image.shape)}; expected [B, T, C, H, W] with C = {bands}, the bands of "
                     f"sensor '{described[name].name}'"
                 )
-            if image.shape[1] > 1 and name not in (dates or {}):
-                raise ValueError(
-                    f"'{name}' has {image.shape[1]} dates; give their days of year in dates['{name}']"
-                )
+            if image.is_complex():
+                raise ValueError(f"'{name}' holds complex numbers; give their amplitude or intensity")
+            if image.shape[1] > 1:
+                _check_days(name, image, (dates or {}).get(name))
         sizes = {name: (image.shape[3], image.shape[4]) for name, image in images.items()}
         geometry = self.geometry(sizes, target_gsd, described)
         valid: dict[str, Tensor] = {}
         if normalise:
             pairs = {name: self.normalise(image, described[name]) for name, image in images.items()}
             images, valid = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+            frames = measured_frames(valid, frames or {})
         return self.encode(images, geometry, described, dates or {}, frames or {}, valid, layers)
 
     def sensor(self, name: str, given: Sensor | Mapping[str, Any] | str | None = None) -> Sensor:
@@ -457,7 +534,7 @@ class RamenEncoder(nn.Module):
     def normalise(self, image_BxTxCxHxW: Tensor, sensor: Sensor) -> tuple[Tensor, Tensor]:
         """Stored values -> model input, float32, 0 where nothing was measured; and what was, bool [B, T, 1, H, W].
 
-        A pixel counts as missing when a band is NaN or `nodata`; with a nodata of 0, when all bands are.
+        A pixel counts as missing when a band is not finite or is `nodata`; with a nodata of 0, when all bands are.
         """
         if sensor.mean is None or sensor.std is None:
             raise ValueError(f"sensor '{sensor.name}' has no mean and std; give them or pass normalise=False")
@@ -465,11 +542,12 @@ class RamenEncoder(nn.Module):
         mean = torch.tensor(sensor.mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         std = torch.tensor(sensor.std, dtype=torch.float32, device=device).view(-1, 1, 1)
         x = image_BxTxCxHxW.float()
-        missing = x.isnan().any(dim=2, keepdim=True)
-        if sensor.nodata == 0:
-            missing = missing | (x == 0).all(dim=2, keepdim=True)
-        elif sensor.nodata is not None:
-            missing = missing | (x == sensor.nodata).any(dim=2, keepdim=True)
+        missing = ~x.isfinite().all(dim=2, keepdim=True)
+        if sensor.nodata is not None and math.isfinite(sensor.nodata):
+            same = _equals(image_BxTxCxHxW, sensor.nodata)
+            missing = missing | (
+                same.all(2, keepdim=True) if sensor.nodata == 0 else same.any(2, keepdim=True)
+            )
         return ((x * sensor.scale + sensor.offset - mean) / std).masked_fill(missing, 0.0), ~missing
 
     def geometry(
@@ -483,6 +561,20 @@ class RamenEncoder(nn.Module):
             raise ValueError(
                 f"target GSD {target_gsd:g} m is larger than the image '{first}', {extent:g} m across"
             )
+        if target_gsd * FINEST < sensors[first].gsd:
+            raise ValueError(
+                f"target GSD {target_gsd:g} m asks for {rows:,} x {columns:,} cells over pixels of "
+                f"{sensors[first].gsd:g} m; the limit is {FINEST} cells per pixel and axis, a target GSD of at least "
+                f"{sensors[first].gsd / FINEST:g} m"
+            )
+        covered = {name: [side * sensors[name].gsd for side in size] for name, size in sizes.items()}
+        for name, sides in covered.items():
+            for side, wanted in zip(sides, covered[first], strict=True):
+                if abs(side - wanted) > max(EXTENT_TOLERANCE * wanted, target_gsd):
+                    raise ValueError(
+                        f"'{name}' covers {sides[0]:g} x {sides[1]:g} m but '{first}' {covered[first][0]:g} x "
+                        f"{covered[first][1]:g} m; images of one place must cover the same ground"
+                    )
         device = self.cls_token.device
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         place = torch.stack([x.flatten(), y.flatten()]).to(device).float() * target_gsd
@@ -530,27 +622,8 @@ class RamenEncoder(nn.Module):
         layers: Sequence[int] = (),
     ) -> Features:
         """`forward` on normalised float images, all checks done; tensors in, tensors out."""
-        tokens = []
-        for name, image_BxTxCxHxW in images.items():
-            down_rows, down_columns = geometry.sampling[name]
-            small = down_rows @ (image_BxTxCxHxW @ down_columns.T)
-            if self.missing == "excluded" and name in valid:
-                share = down_rows @ (valid[name].to(small.dtype) @ down_columns.T)
-                small = torch.where(share > 1e-6, small / share.clamp(min=1e-6), 0.0)
-            pixel_BxTxNxC = small.flatten(3).transpose(2, 3)
-
-            projector_CxD = self.bands(sensors[name])
-            mixture, bias = self.resampler(geometry.scale[name])
-            affine_CxD = projector_CxD + projector_CxD @ mixture.T
-            if image_BxTxCxHxW.shape[1] > 1:
-                weight, shift = self.ltae.entry()
-                x_BxTxNxD = pixel_BxTxNxC @ (affine_CxD @ weight.T) + (bias @ weight.T + shift)
-                x_BxNxD = self.ltae(x_BxTxNxD, dates[name], frames.get(name))
-            else:
-                x_BxNxD = pixel_BxTxNxC[:, 0] @ affine_CxD + bias
-            tokens.append(self.in_norm(x_BxNxD) + geometry.position_NxD)
-
-        x_BxLxD = torch.cat([self.cls_token.expand(tokens[0].shape[0], -1, -1), *tokens], dim=1)
+        with torch.autocast(self.cls_token.device.type, enabled=False):
+            x_BxLxD = self._tokens(images, geometry, sensors, dates, frames, valid)
         kept = {}
         for index, block in enumerate(self.blocks):
             x_BxLxD = block(x_BxLxD)
@@ -563,6 +636,41 @@ class RamenEncoder(nn.Module):
             raise ValueError(f"there is no block {missing[0]}; the blocks are 0 to {len(self.blocks) - 1}")
         maps = self._maps(x_BxLxD, list(images), geometry)
         return Features(maps, x_BxLxD[:, 0], tuple(kept[index] for index in layers))
+
+    def _tokens(
+        self,
+        images: Mapping[str, Tensor],
+        geometry: Geometry,
+        sensors: Mapping[str, Sensor],
+        dates: Mapping[str, Tensor],
+        frames: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+    ) -> Tensor:
+        """What the blocks read, in their precision: [B, L, D]; made in float32."""
+        tokens = []
+        gain, shift = (parameter.float() for parameter in (self.in_norm.weight, self.in_norm.bias))
+        for name, image_BxTxCxHxW in images.items():
+            down_rows, down_columns = geometry.sampling[name]
+            small = down_rows @ (image_BxTxCxHxW @ down_columns.T)
+            if self.missing == "excluded" and name in valid:
+                share = down_rows @ (valid[name].to(small.dtype) @ down_columns.T)
+                small = torch.where(share > 1e-6, small / share.clamp(min=1e-6), 0.0)
+            pixel_BxTxNxC = small.flatten(3).transpose(2, 3)
+
+            projector_CxD = self.bands(sensors[name])
+            mixture, bias = self.resampler(geometry.scale[name])
+            affine_CxD = projector_CxD + projector_CxD @ mixture.T
+            if image_BxTxCxHxW.shape[1] > 1:
+                weight, bias_in = self.ltae.entry()
+                x_BxTxNxD = pixel_BxTxNxC @ (affine_CxD @ weight.T) + (bias @ weight.T + bias_in)
+                x_BxNxD = self.ltae(x_BxTxNxD, dates[name], frames.get(name))
+            else:
+                x_BxNxD = pixel_BxTxNxC[:, 0] @ affine_CxD + bias
+            tokens.append(
+                F.layer_norm(x_BxNxD, (self.width,), gain, shift, self.in_norm.eps) + geometry.position_NxD
+            )
+        cls_BxD = self.cls_token.float().expand(tokens[0].shape[0], -1, -1)
+        return torch.cat([cls_BxD, *tokens], dim=1).to(self.cls_token.dtype)
 
     def _maps(self, x_BxLxD: Tensor, names: Sequence[str], geometry: Geometry) -> dict[str, Tensor]:
         batch, _, width = x_BxLxD.shape
@@ -685,7 +793,8 @@ class FixedInput(nn.Module):
         if self.normalise:
             pairs = {name: self.model.normalise(image, self.sensors[name]) for name, image in images.items()}
             images, valid = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
-        features = self.model.encode(images, self.geometry, self.sensors, dates, {}, valid, self.layers)
+        frames = measured_frames({name: valid[name] for name in self.series if name in valid}, {})
+        features = self.model.encode(images, self.geometry, self.sensors, dates, frames, valid, self.layers)
         maps = features.layers if self.layers else (features.maps,)
         return tuple(layer[name] for layer in maps for name in self.shapes)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ramen_jax import sampling
 from ramen_jax.console import UserError
-from ramen_jax.embed import Tiling
-from ramen_jax.embedding.token_grid import FINEST, plan_grid, tokens_over
+from ramen_jax.embedding.tiles import Tiling
+from ramen_jax.embedding.token_grid import plan_grid, tokens_over
 
 GSDS = st.one_of(
     st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 1.6, 2.5, 5.0, 10.0, 10.24, 20.0, 30.0, 60.0]),
@@ -35,7 +35,7 @@ def test_every_window_gives_the_tokens_asked_for(height, width, gsd, ratio, othe
     extent = (height * gsd, width * gsd)
     gsds = [gsd, *others]
     assume(min(tokens_over(side, target) for side in extent) >= 1)
-    assume(target >= min(gsds) / FINEST)
+    assume(target >= gsd / sampling.FINEST)
     grid = plan_grid(extent, gsds, target, max_step)
     assert (grid.rows, grid.columns) == tuple(tokens_over(side, target) for side in extent)
     assert grid.step <= max_step
