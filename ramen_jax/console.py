@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -73,6 +74,14 @@ def main(run: Callable[[], int | None]) -> NoReturn:
         sys.stderr.close()
         raise SystemExit(0) from None
     raise SystemExit(status or 0)
+
+
+def path(text: str) -> Path:
+    """A path as people write it, `~` being their home, which a shell only expands at the beginning of a word."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}", USAGE) from error
 
 
 def call(module: str, *arguments: Any) -> Any:

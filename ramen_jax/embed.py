@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ramen_jax import console
 
@@ -27,11 +26,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         EXAMPLES,
     )
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a workdir, or a folder that export wrote"
+        "--checkpoint", type=console.path, required=True, help="a workdir, or a folder that export wrote"
     )
     parser.add_argument(
         "--image",
-        type=Path,
+        type=console.path,
         action="append",
         required=True,
         help="raster, or folder of dated rasters; repeat per sensor",
@@ -43,8 +42,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="sensor of that image: a name, FILE.yaml or FILE.yaml:NAME",
     )
     parser.add_argument("--target-gsd", type=float, required=True, help="metres per output cell")
-    parser.add_argument("--output", type=Path, required=True, help="NAME.tif (GeoTIFF) or NAME.zarr to write")
-    parser.add_argument("--pca", type=Path, help="also a picture: the first three principal components (PNG)")
+    parser.add_argument(
+        "--output", type=console.path, required=True, help="NAME.tif (GeoTIFF) or NAME.zarr to write"
+    )
+    parser.add_argument(
+        "--pca", type=console.path, help="also a picture: the first three principal components (PNG)"
+    )
     parser.add_argument("--layer", type=int, help="0-based block whose output to write; default: the last")
     parser.add_argument("--tile", type=int, default=48, help="tokens per side of a tile (default 48)")
     parser.add_argument(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
+from ramen_jax.own_files import refuse_overlap
 
 FORMATS = "NAME.safetensors, NAME.ckpt, NAME.pt, NAME.jaxexport"
 OTHER_FORMATS = (".pth", ".bin", ".onnx", ".npz", ".h5", ".msgpack")
@@ -29,19 +29,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = console.parser("export", __doc__ or "", EXAMPLES)
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument(
-        "--checkpoint", type=Path, help="a training's workdir, one of its steps, or an exported folder"
+        "--checkpoint",
+        type=console.path,
+        help="a training's workdir, one of its steps, or an exported folder",
     )
     origin.add_argument(
-        "--import", dest="official", type=Path, help="an official checkpoint, turned into a folder"
+        "--import", dest="official", type=console.path, help="an official checkpoint, turned into a folder"
     )
-    parser.add_argument("--output", type=Path, required=True, help=f"{FORMATS}, or a folder")
+    parser.add_argument("--output", type=console.path, required=True, help=f"{FORMATS}, or a folder")
     parser.add_argument(
         "--decoder", action="store_true", help="with the decoder (official MAE); default: encoder alone"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--licence", type=Path, help="licence file of the weights")
-    parser.add_argument("--results", type=Path, help="JSON of results to quote in the model card")
-    parser.add_argument("--sensors", type=Path, help="--import: YAML of the sensors it was trained with")
+    parser.add_argument("--licence", type=console.path, help="licence file of the weights")
+    parser.add_argument("--results", type=console.path, help="JSON of results to quote in the model card")
+    parser.add_argument(
+        "--sensors", type=console.path, help="--import: YAML of the sensors it was trained with"
+    )
     parser.add_argument("--num-heads", type=int, help="--import: heads of an encoder of unusual width")
     parser.add_argument(
         "--recipe", choices=("reference", "fixed"), help="--import: how to run it (default reference)"
@@ -71,6 +75,18 @@ def _check(options: argparse.Namespace) -> None:
     for path in (options.licence, options.results):
         if path is not None and not path.is_file():
             raise UserError(f"no file {path}", USAGE)
+    read = {
+        "--checkpoint": [options.checkpoint],
+        "--import": [options.official],
+        "--licence": [options.licence],
+        "--results": [options.results],
+        "--sensors": [options.sensors],
+    }
+    given = {option: paths for option, paths in read.items() if paths[0] is not None}
+    written = {"--output": options.output}
+    if options.output.suffix in (".safetensors", ".ckpt", ".pt"):
+        written["the report of --output,"] = options.output.with_suffix(".parity.json")
+    refuse_overlap(written, given)
     if options.output.exists() and not options.overwrite:
         raise UserError(f"{options.output} exists; choose another name or give --overwrite", USAGE)
 

@@ -8,8 +8,6 @@ reconstruction of every modality; `features_CORPUS.png` with the features of one
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ramen_jax import console
 
 
@@ -21,10 +19,10 @@ def run() -> int:
         "  python -m ramen_jax.pictures --workdir runs/quickstart --sample 3 --target-gsd 6.4",
     )
     parser.add_argument(
-        "--workdir", type=Path, required=True, metavar="DIR", help="workdir of ramen_jax.train"
+        "--workdir", type=console.path, required=True, metavar="DIR", help="workdir of ramen_jax.train"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write (default: WORKDIR/pictures)"
+        "--output", type=console.path, metavar="DIR", help="where to write (default: WORKDIR/pictures)"
     )
     parser.add_argument(
         "--sample", type=int, default=0, metavar="N", help="which sample to show (default: 0)"

@@ -8,7 +8,6 @@ are listed with their cause in OUTPUT/rejected.jsonl.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,7 +61,7 @@ def run() -> None:
         "--verify", action="store_true", help="hash every shard of OUTPUT against its manifest"
     )
     arguments = parser.parse_args()
-    folder = Path(arguments.output)
+    folder = console.path(arguments.output)
     try:
         if arguments.verify:
             verify(folder)

@@ -237,7 +237,7 @@ class Sensor:
 
 def load_sensors(path: str | Path) -> dict[str, Sensor]:
     """Sensors of a YAML file, by name. Raises UserError naming the file and what is wrong in it."""
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,9 @@ def run() -> int:
     """The command."""
     parser = console.parser("train", "Pretrains RAMEN; resumes by itself from the workdir.", EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE", help="configuration, e.g. configs/base.py")
-    parser.add_argument("--workdir", metavar="DIR", help="folder of this run, created if need be")
+    parser.add_argument(
+        "--workdir", type=console.path, metavar="DIR", help="folder of this run, created if need be"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the configuration and exit")
     parser.add_argument(
         "--distributed",

@@ -99,7 +99,7 @@ class Corpus(ABC):
 
 def load_description(name: str | Path) -> dict[str, Any]:
     """A corpus description: a YAML file, or the name of one that ships (corpora/descriptions). Errors: UserError."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.suffix:
         path = SHIPPED / f"{name}.yaml"
     if not path.is_file():

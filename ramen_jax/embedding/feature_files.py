@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +20,12 @@ from rasterio.windows import Window
 
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.embedding.rasters import Place
+from ramen_jax.own_files import SOFTWARE, only_holds, refuse_foreign
 
 BLOCK = 16  # rows of a block: the fewest a GeoTIFF allows, so that a finished row of tiles ends on blocks
 BLOCK_COLUMNS = 256
+WRITTEN_BY = f"{SOFTWARE} features"
+ZARR_MEMBERS = (".zgroup", ".zattrs", ".zmetadata", "features", "x", "y", "band", "spatial_ref")
 
 
 class Output(ABC):
@@ -34,12 +38,15 @@ class Output(ABC):
     def __init__(
         self, path: Path, place: Place, bands: Sequence[str], identity: str, overwrite: bool
     ) -> None:
-        """`identity` tells what the features follow from: an unfinished file of another one is begun anew."""
+        """`identity` tells what the features follow from: an unfinished file of another one is begun anew.
+
+        Raises:
+            UserError: something lies at the path that is no older output, or one that was not to be replaced.
+        """
         self.path, self.place, self.bands, self.identity = path, place, list(bands), identity
         self.partial = path.with_name(f".{path.name}.partial")
         self.note = path.with_name(f".{path.name}.progress")
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists; choose another name or give --overwrite", USAGE)
+        refuse_foreign(path, overwrite, self.is_ours, "features that embed wrote")
         self.start = self._done() if self.partial.exists() else 0
         if not self.start:
             self._guard(self._begin)
@@ -60,6 +67,11 @@ class Output(ABC):
         if self.path.is_dir() or self.partial.is_dir():
             remove(self.path)
         self.partial.replace(self.path)
+
+    @staticmethod
+    @abstractmethod
+    def is_ours(path: Path) -> bool:
+        """Whether a file or folder is an output of this kind, with nothing else in it."""
 
     @abstractmethod
     def _create(self) -> None:
@@ -120,6 +132,11 @@ class GeoTiff(Output):
             profile |= {"tiled": True, "blockysize": BLOCK, "blockxsize": across}
         with rasterio.open(self.partial, "w", **profile) as target:
             target.descriptions = self.bands
+            target.update_tags(TIFFTAG_SOFTWARE=WRITTEN_BY)
+
+    @staticmethod
+    def is_ours(path: Path) -> bool:
+        return said_writer(path, "TIFFTAG_SOFTWARE") == WRITTEN_BY
 
     def _write(self, start: int, features_DxHxW: np.ndarray) -> None:
         height, width = features_DxHxW.shape[1:]
@@ -138,7 +155,7 @@ class ZarrStore(Output):
         import zarr
 
         place, wkt = self.place, self.place.crs.to_wkt()
-        group = zarr.create_group(self.partial, zarr_format=2)
+        group = zarr.create_group(self.partial, zarr_format=2, attributes={"written_by": WRITTEN_BY})
         chunks = (
             len(self.bands) // len(place.layers),
             min(BLOCK, place.rows),
@@ -168,6 +185,18 @@ class ZarrStore(Output):
         mapping = {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": geotransform}
         self._array(group, "spatial_ref", np.array(0, np.int32), [], mapping)
         zarr.consolidate_metadata(group.store)
+
+    @staticmethod
+    def is_ours(path: Path) -> bool:
+        try:
+            attributes = json.loads((path / ".zattrs").read_text())
+        except (OSError, ValueError):
+            return False
+        return (
+            isinstance(attributes, dict)
+            and attributes.get("written_by") == WRITTEN_BY
+            and only_holds(path, ZARR_MEMBERS)
+        )
 
     @staticmethod
     def _array(
@@ -200,6 +229,17 @@ def output_format(path: Path) -> type[Output]:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--output {path}: expected a name that ends in {', '.join(FORMATS)}", USAGE)
     return FORMATS[path.suffix.lower()]
+
+
+def said_writer(path: Path, tag: str) -> str:
+    """Who wrote a raster, as a tag of it says; "" where it says nothing or is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as file:
+                return str(file.tags().get(tag, ""))
+        except (rasterio.errors.RasterioError, OSError):
+            return ""
 
 
 def remove(path: Path) -> None:

@@ -10,8 +10,16 @@ import rasterio
 from rasterio.windows import Window
 
 from ramen_jax.console import UserError
+from ramen_jax.embedding.feature_files import said_writer
+from ramen_jax.own_files import SOFTWARE
 
 PCA_SAMPLES = 50_000
+WRITTEN_BY = f"{SOFTWARE} picture of features"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a picture that `pca_picture` wrote."""
+    return said_writer(path, "Software") == WRITTEN_BY
 
 
 def pca_picture(features: Path, picture: Path) -> None:
@@ -42,6 +50,7 @@ def pca_picture(features: Path, picture: Path) -> None:
         "count": 4,
         "height": image.shape[1],
         "width": image.shape[2],
+        "WRITE_METADATA_AS_TEXT": "YES",
     }
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -49,6 +58,7 @@ def pca_picture(features: Path, picture: Path) -> None:
         )  # a picture needs no coordinates
         try:
             with rasterio.open(picture, "w", **profile) as target:
+                target.update_tags(Software=WRITTEN_BY)
                 target.write(image)
         except (OSError, rasterio.errors.RasterioError) as error:
             picture.unlink(missing_ok=True)

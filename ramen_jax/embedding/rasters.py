@@ -53,6 +53,7 @@ class Layer:
     sensor: Sensor
     files: list[Path]
     days: np.ndarray
+    sources: list[Path] = field(default_factory=list)  # every file the pixels come from
     grid: LayerGrid | None = None
     readers: list[Any] = field(default_factory=list)
 
@@ -146,7 +147,10 @@ def open_place(
         days = np.array([0 if date is None else date.timetuple().tm_yday for date in dates], np.int16)
         notes.extend(told(name, [date for date in dates if date is not None]))
         notes.extend(dict.fromkeys(note for i in here for note in readers[i].declared.notes))
-        layers.append(Layer(name, sensor, [files[i] for i in here], days, readers=[readers[i] for i in here]))
+        kept = [readers[i] for i in here]
+        # A virtual raster's pixels lie in other files.
+        origins = [Path(origin) for reader in kept for origin in reader.file.files]
+        layers.append(Layer(name, sensor, [files[i] for i in here], days, origins, readers=kept))
     first = layers[0].readers[0]
     across, down = ground_size(first)
     gsds = [_pixel_gsd(first, layers[0].sensor, (across, down), notes)]

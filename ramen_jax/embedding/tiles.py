@@ -120,10 +120,10 @@ def embed(embedder: Embedder, output: Output, tile: int, overlap: int) -> None:
     tallest = max(end - start for start, end in row_spans)
     sums = np.zeros((embedder.depth, tallest, place.columns), np.float32)
     weights = np.zeros((tallest, place.columns), np.float32)
-    windows = [(*rows, *columns) for rows in row_spans[first:] for columns in column_spans]
-    total = len(row_spans) * len(column_spans)
-    with progress(total, "embedding", "tiles", start=first * len(column_spans)) as bar:
-        encoded = _encoded(embedder, windows, bar.advance)
+    windows = [(*rows, *columns) for rows in row_spans for columns in column_spans]
+    begun = first * len(column_spans)
+    with progress(len(windows), "embedding", "tiles", start=begun) as bar:
+        encoded = _encoded(embedder, windows, begun, bar.advance)
         for i in range(first, len(row_spans)):
             top, bottom = row_spans[i]
             before = row_spans[i - 1] if i else None
@@ -149,17 +149,23 @@ def embed(embedder: Embedder, output: Output, tile: int, overlap: int) -> None:
                 array[..., kept:, :] = 0.0
 
 
-def _encoded(embedder: Embedder, windows: list[Tokens], done: Callable[[], None]) -> Iterator[np.ndarray]:
-    """The features of the windows in order: several are encoded at once, and the next are read meanwhile."""
+def _encoded(
+    embedder: Embedder, windows: list[Tokens], begun: int, done: Callable[[], None]
+) -> Iterator[np.ndarray]:
+    """The features of the windows from number `begun` in order: several are encoded at once, the next read meanwhile.
+
+    Which are encoded together depends on their numbers alone, so that a run that goes on rounds as one in one piece.
+    """
     top, bottom, left, right = windows[0]
     tokens = 1 + len(embedder.place.layers) * (bottom - top) * (right - left)
     together = max(1, embedder.model.batch_tokens // tokens)
-    starts = range(0, len(windows), together)
+    starts = range(begun // together * together, len(windows), together)
     reads = ([embedder.read(window) for window in windows[k : k + together]] for k in starts)
-    for read in _ahead(reads):
-        for features in embedder.encode(read):
-            yield features
-            done()
+    for start, read in zip(starts, _ahead(reads), strict=True):
+        for number, features in enumerate(embedder.encode(read), start):
+            if number >= begun:
+                yield features
+                done()
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -27,12 +27,17 @@ from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.inference.images import Image
 from ramen_jax.interchange import model_card, torch_ramen, torch_weights
 from ramen_jax.interchange.source import Source, decoder_sizes, departures, describe, model_of
+from ramen_jax.own_files import SOFTWARE, content_hash, only_holds, refuse_foreign
 from ramen_jax.recipe import Recipe
 from ramen_jax.sensors import Sensor, load_sensors
 
 TOLERANCE = 1e-4
 PARITY_TOKENS = 8  # per side of the grid that both models run
 PARITY_DATES = 3
+FOLDER_FILES = (
+    *("config.json", "model.safetensors", "sensors.yaml", "torch_ramen.py", "results.json"),
+    *("LICENSE", "README.md", "parity.json", "__pycache__"),
+)
 LICENCE_FILE = Path(__file__).resolve().parents[2] / "LICENSE"
 
 
@@ -232,6 +237,8 @@ def export(
     """
     single = output.suffix in (".safetensors", ".ckpt", ".pt")
     parity = output.with_suffix(".parity.json") if single else output / "parity.json"
+    if single:
+        refuse_foreign(parity, overwrite, _is_report, "a report that export wrote")
     work = _work_folder(output, overwrite)
     try:
         if single:
@@ -252,6 +259,8 @@ def export(
                 DATA,
             )
         report["official_code_differs_in"] = departures(source.description, decoder)
+        if single:
+            report["sha256"] = content_hash([weights])
         text = json.dumps(report, indent=1) + "\n"
         if single:
             (work / "parity.json").write_text(text)
@@ -276,13 +285,43 @@ def export(
 
 def _work_folder(output: Path, overwrite: bool) -> Path:
     """An empty folder beside the output, where it is made before it gets its name."""
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists; choose another name or give --overwrite", USAGE)
+    refuse_foreign(output, overwrite, is_ours, "weights that export wrote")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
         raise _not_written(output, error) from error
+
+
+def is_ours(output: Path) -> bool:
+    """Whether a file or folder is what `export` or `write_artefact` wrote, unchanged, with nothing else in it."""
+    if output.is_dir():
+        try:
+            description = json.loads((output / "config.json").read_text())
+        except (OSError, ValueError):
+            return False
+        written = isinstance(description, dict) and str(description.get("written_by", "")).startswith(
+            SOFTWARE
+        )
+        return written and only_holds(output, FOLDER_FILES)
+    if output.suffix == ".jaxexport":
+        try:
+            program = jax.export.deserialize(bytearray(output.read_bytes()))
+            arguments, _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+        except Exception:  # flatbuffers raise many types on what is none
+            return False
+        pixels_and_days = len(arguments) == 2 and all(isinstance(argument, dict) for argument in arguments)
+        return pixels_and_days and arguments[0].keys() == arguments[1].keys()
+    report = output.with_suffix(".parity.json")
+    return _is_report(report) and json.loads(report.read_text()).get("sha256") == content_hash([output])
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and {"tolerance", "measure", "runs", "worst"} <= set(report)
 
 
 def _not_written(output: Path, error: Exception) -> UserError:
