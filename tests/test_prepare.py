@@ -226,7 +226,7 @@ def rasters(tmp_path):
         path = source / f"p{place}.tif"
         options = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint16"}
         with rasterio.open(
-            path, "w", crs="EPSG:32632", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6), **options
+            path, "w", crs="EPSG:32632", transform=rasterio.Affine(30, 0, 5e5, 0, -30, 5e6), **options
         ) as file:
             file.write(values)
     (source / "p1.tif").write_bytes((source / "p1.tif").read_bytes()[:4000])
