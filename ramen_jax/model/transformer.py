@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ramen_jax.attention.attention import SAVED, attention
+from ramen_jax.attention.attention import PORTABLE, SAVED, Attention
 from ramen_jax.model.layers import layer_norm, linear
 
 KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
@@ -28,10 +28,21 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 class Block(nnx.Module):
     """Attention and MLP, each behind a LayerNorm and added back (timm's Block, which the official code uses)."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, eps: float, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float,
+        eps: float,
+        *,
+        dtype: Any,
+        attention: Attention = PORTABLE,
+        rngs: nnx.Rngs,
+    ):
         if dim % heads:
             raise ValueError(f"the width {dim} is not a multiple of the number of heads {heads}")
         self.heads = heads
+        self.attention = attention
         hidden = int(dim * mlp_ratio)
         self.attention_norm = layer_norm(dim, eps, dtype=dtype, rngs=rngs)
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
@@ -43,7 +54,7 @@ class Block(nnx.Module):
     def __call__(self, x_BxLxD: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         batch, length, dim = x_BxLxD.shape
         qkv = self.qkv(self.attention_norm(x_BxLxD)).reshape(batch, length, 3, self.heads, dim // self.heads)
-        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], segment_ids)
+        mixed = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], segment_ids)
         x_BxLxD = x_BxLxD + self.project(mixed.reshape(batch, length, dim))
         hidden_BxLxF = jax.nn.gelu(self.mlp_inner(self.mlp_norm(x_BxLxD)), approximate=False)
         return x_BxLxD + self.mlp_outer(hidden_BxLxF)
@@ -62,6 +73,7 @@ class Transformer(nnx.Module):
         eps: float = 1e-6,
         remat: str = "none",
         dtype: Any = jnp.float32,
+        attention: Attention = PORTABLE,
         rngs: nnx.Rngs,
     ):
         if remat not in REMAT_POLICIES:
@@ -71,7 +83,7 @@ class Transformer(nnx.Module):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(dim, heads, mlp_ratio, eps, dtype=dtype, rngs=rngs)
+            return Block(dim, heads, mlp_ratio, eps, dtype=dtype, attention=attention, rngs=rngs)
 
         self.blocks = stacked(rngs)
 
