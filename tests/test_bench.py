@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from ramen_jax import bench, config
+from ramen_jax import config
+from ramen_jax.benchmarks import step as bench
 from ramen_jax.console import UserError
 from ramen_jax.training import experiment
 from ramen_jax.training.metrics import Clock

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from ramen_jax.config import corpus, default, differences, finish, load, plain
-from ramen_jax.config_rules import TRAPS
 from ramen_jax.console import UserError
+from ramen_jax.recipe import TRAPS
 
 FILES = ("tiny", "small", "base", "large", "huge", "terramesh", "mixture_real")
 
@@ -86,7 +86,8 @@ def test_overrides_take_the_type_of_the_default():
 
 def test_a_recipe_sets_every_trap_that_is_not_set():
     reference, fixed = complete(), complete("recipe=fixed", "traps.sampling=area")
-    for key, (old, new, _) in TRAPS.items():
+    for key, trap in TRAPS.items():
+        old, new = trap.reference, trap.fixed
         assert reference.traps[key] == old
         assert fixed.traps[key] == ("area" if key == "sampling" else new)
 

@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from ramen_jax import config as configuration
-from ramen_jax import pictures
 from ramen_jax.earth import places
 from ramen_jax.sensors import registry, sensor
+from ramen_jax.training import experiment, pictures
 from ramen_jax.visual import display, figures
 
 RNG = np.random.default_rng(0)
@@ -90,7 +91,7 @@ class Rendered(list):
 
     def __init__(self):
         spec = places.corpus_spec("tiny")
-        spec = dataclasses.replace(spec, modalities=tuple(map(spec.modality, ("spot", "dem", "s1_des"))))
+        spec = places.corpus_spec("tiny", modalities=("spot", "dem", "s1_des"))
         super().__init__(places.render_place(0, place, spec) for place in range(2))
         modalities = []
         for modality in spec.modalities:
@@ -113,27 +114,24 @@ def tiny():
     corpus = Rendered()
 
     def build(recipe):
-        import jax
-
-        from ramen_jax.training.experiment import ramen
-
         config = configuration.default()
         configuration.apply_size(config, "tiny")
         config.model.depth = config.model.decoder_depth = 1
         config.recipe = recipe
         config = configuration.finish(config)
-        model = ramen(config)
+        model = experiment.ramen(config)
         random = np.random.default_rng(0)
-        arrays = jax.tree.map(lambda leaf: random.normal(0, 0.05, leaf.shape), jax.eval_shape(model.create))
-        module = model.join(*jax.tree.map(lambda array: array.astype(np.float32), arrays))
-        return pictures.Trained(module, config, 0, {}), corpus
+        arrays = jax.tree.map(
+            lambda leaf: random.normal(0, 0.05, leaf.shape).astype(np.float32), model.shapes
+        )
+        return pictures.Trained(model, *arrays, config, 0, {}), corpus
 
     return build
 
 
 def test_target_gsds_are_those_trained_on_and_stay_within_the_budget():
     spec = places.corpus_spec("tiny")
-    extent = spec.modalities[0].height * spec.modalities[0].sensor.gsd
+    extent = spec.first.height * spec.first.sensor.gsd
     trained_on = tuple(extent / side for side in (2, 4, 8, 10, 16, 60))
     assert pictures.choose_gsds(spec, trained_on) == [extent / 4, extent / 8, extent / 16]
     few = pictures.choose_gsds(spec, (extent / 1000,))
@@ -142,7 +140,7 @@ def test_target_gsds_are_those_trained_on_and_stay_within_the_budget():
 
 def test_reconstruction_of_the_fixed_recipe_is_in_physical_units(tiny):
     trained, corpus = tiny("fixed")
-    extent = corpus.spec.modalities[0].height * corpus.spec.modalities[0].sensor.gsd
+    extent = corpus.spec.first.height * corpus.spec.first.sensor.gsd
     view = pictures.whole_view(corpus, corpus[0], extent / 4, seed=0)
     found = pictures.reconstructions(trained, corpus, view)
     assert list(found) == list(view.modalities)
@@ -158,7 +156,7 @@ def test_reconstruction_of_the_fixed_recipe_is_in_physical_units(tiny):
 
 def test_pictures_of_a_corpus_are_written(tiny, tmp_path):
     trained, corpus = tiny("reference")
-    extent = corpus.spec.modalities[0].height * corpus.spec.modalities[0].sensor.gsd
+    extent = corpus.spec.first.height * corpus.spec.first.sensor.gsd
     entry = configuration.corpus("tiny", target_gsds=(extent / 4, extent / 6, extent / 8))
     given = argparse.Namespace(sample=1, target_gsd=None, seed=0)
     pictures.draw_corpus(trained, corpus, entry, given, tmp_path)

@@ -17,11 +17,12 @@ import yaml
 
 from ramen_jax.console import UserError
 from ramen_jax.corpora import records
+from ramen_jax.corpora.preparation import prepare
 from ramen_jax.corpora.records import Prepared
 from ramen_jax.corpora.shards import ShardJob, run_all
 from ramen_jax.corpora.synthetic import Synthetic
 from ramen_jax.earth.places import corpus_spec, render_place
-from ramen_jax.prepare import prepare
+from ramen_jax.recipe import REFERENCE
 
 SYNTHETIC = {
     "name": "earth",
@@ -87,7 +88,7 @@ def test_manifest_describes_the_corpus(folder):
     pooled = np.concatenate([values.ravel() for values in pixels]).astype(np.float64)
     np.testing.assert_allclose(corpus.spec.modality("s2").sensor.mean[3], pooled.mean(), rtol=1e-12)
     np.testing.assert_allclose(corpus.spec.modality("s2").sensor.std[3], pooled.std(), rtol=1e-9)
-    reference = Prepared(folder, statistics="reference").spec.modality("s2").sensor
+    reference = Prepared(folder, recipe=REFERENCE).spec.modality("s2").sensor
     assert reference.std[3] < corpus.spec.modality("s2").sensor.std[3]
     assert corpus.spec.fingerprint == manifest["fingerprint"]
 
@@ -225,7 +226,7 @@ def rasters(tmp_path):
         path = source / f"p{place}.tif"
         options = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint16"}
         with rasterio.open(
-            path, "w", crs="EPSG:32632", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6), **options
+            path, "w", crs="EPSG:32632", transform=rasterio.Affine(30, 0, 5e5, 0, -30, 5e6), **options
         ) as file:
             file.write(values)
     (source / "p1.tif").write_bytes((source / "p1.tif").read_bytes()[:4000])

@@ -147,7 +147,7 @@ def measure_step(
         config, experiment.ramen(config), inputs, make_mesh(config), steps=1000, steps_per_epoch=100
     )
     compile_seconds = program.compile()
-    placed, compiled, state = program.place(rows), program.step(spec.name), program.create_state()
+    placed, compiled, state = program.place(spec.name, rows), program.step(spec.name), program.create_state()
     seconds = []
     for _ in range(steps + 1):
         began = time.monotonic()

@@ -21,6 +21,9 @@ from ramen_jax.limits import machine_memory, refuse_beyond_memory
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.ramen import Ramen
 from ramen_jax.recipe import Recipe
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.views import PackedView
+from ramen_jax.samples import CorpusSpec, ModalitySpec
 from ramen_jax.sensors import Sensor, registry
 
 ACCELERATOR_TOKENS = 1 << 16  # of a batch where an accelerator encodes
@@ -209,27 +212,39 @@ class Encoder:
 
         Sizes, sensors and weights are fixed inside, so that it can be traced, differentiated, exported and shipped.
         """
-        (batch,) = self.batches([place])
-        rows, images = batch.rows, place.sample.images
+        images, grid, gsd = place.sample.images, place.grid, place.target_gsd
+        spec = CorpusSpec(
+            "place",
+            tuple(
+                ModalitySpec(
+                    name,
+                    place.sensors[name],
+                    image.values.shape[2],
+                    image.values.shape[3],
+                    len(image.values) > 1,
+                    len(image.values),
+                    str(image.values.dtype),
+                    image.valid is not None,
+                )
+                for name, image in images.items()
+            ),
+        )
+        noise = np.arange(place.tokens - 1, dtype=np.float32)
+        view = PackedView(place.sample, gsd, tuple(images), noise, grid=grid, origin=place.origin)
+        recipe = self.ramen.recipe.but(time_mask="fixed")
+        rows = pack(spec, [[view]], exact_capacity(spec, [[view]], recipe, 0.0), recipe, 0.0)
+        bands = tuple((modality.name, modality.sensor.bands) for modality in spec.modalities)
 
         def function(values: dict[str, jax.Array], days: dict[str, jax.Array]) -> dict[str, jax.Array]:
             given = {
                 name: packed._replace(
-                    values_RxSxTxCxHxW=_into(packed.values_RxSxTxCxHxW, values[name]),
-                    dates_RxSxT=_into(packed.dates_RxSxT, days[name]),
+                    values_RxSxTxCxHxW=values[name][None, None], dates_RxSxT=days[name][None, None]
                 )
                 for name, packed in rows.images.items()
             }
             changed = rows._replace(images=given)
-            encoded = _encode(self.ramen, self.params, self.statistics, changed, batch.bands, None)
-            maps = token_maps(encoded[None, 0, batch.found[0].start :], place)
-            return {name: array[0] for name, array in maps.items()}
+            encoded = _encode(self.ramen, self.params, self.statistics, changed, bands, None)
+            return {name: array[0] for name, array in token_maps(encoded[:1], place).items()}
 
         example = {name: image.values for name, image in images.items()}
         return function, (example, {name: image.dates.astype(np.float32) for name, image in images.items()})
-
-
-def _into(packed: Any, values: jax.Array) -> jax.Array:
-    """The array with `values` in its first slot, at the beginning of every further axis."""
-    whole = jnp.asarray(packed).astype(values.dtype)
-    return whole.at[(0, 0, *(slice(0, size) for size in values.shape))].set(values)

@@ -1,8 +1,9 @@
 """Many places, of any sizes and lengths of series -> few batches of few shapes.
 
-Places that a program can serve together share rows: those of the same sensors, whose images have one date or several
-alike, and whose sides and numbers of dates fall into the same class. Every number that is static for a compilation is
-rounded up to a few values, so that another size, another number of dates or of places compiles nothing.
+Places that a program can serve together share rows: those of the same sensors whose numbers of dates fall into the same
+class. Their images are brought to the token grid first, so their sizes in pixels do not matter; every number that is
+static for a compilation is rounded up to a few values, so that another size, another number of dates or of places
+compiles nothing.
 
 Numpy only. Shape letters as in `ramen_jax.rows.batch`, and K layers, P places of a batch, h, w tokens of a place.
 """
@@ -18,17 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ramen_jax import sampling
+from ramen_jax.inference.on_grid import on_grid
 from ramen_jax.recipe import Recipe
 from ramen_jax.rows.batch import Rows
 from ramen_jax.rows.packing import pack
 from ramen_jax.rows.views import Capacity, PackedView
-from ramen_jax.samples import CorpusSpec, ModalitySpec, Sample
+from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Band, Sensor
 
 TOKENS = 4096  # of a batch, about; what keeps a processor's cores busy
 SHORTEST_ROW = 128  # tokens
 MOST_PER_ROW = 16  # places
-CLASS = 4  # sides and numbers of dates within this factor share a program
+FEW_DATES = 8  # up to so many dates, and then within a factor of two, series share a program
 
 
 class Place(NamedTuple):
@@ -122,20 +124,14 @@ def batches(places: Sequence[Place], recipe: Recipe, tokens: int = TOKENS) -> It
 
 def _group(place: Place) -> tuple:
     """Places with the same value share a program."""
-    images = place.sample.images
     return tuple(
-        (name, place.sensors[name], images[name].values.dtype, _class(len(images[name].values)), sides)
-        for name, sides in ((name, _side_class(image.values.shape[2:])) for name, image in images.items())
+        (name, place.sensors[name], _dates(len(image.values))) for name, image in place.sample.images.items()
     )
 
 
-def _class(number: int) -> int:
-    """0 for 1, which is no series; then one class per factor of `CLASS`."""
-    return 0 if number == 1 else 1 + max(0, math.ceil(math.log(number / 2, CLASS) - 1e-9))
-
-
-def _side_class(sides: tuple[int, ...]) -> int:
-    return math.ceil(math.log(max(*sides, 16) / 16, CLASS) - 1e-9)
+def _dates(number: int) -> int:
+    """The length that a series is padded to. One date is no series, and has a program of its own."""
+    return 1 if number == 1 else max(FEW_DATES, 1 << (number - 1).bit_length())
 
 
 def rounded(number: int, steps: int = 2) -> int:
@@ -158,37 +154,30 @@ def _pack_group(places: Sequence[Place], members: list[int], recipe: Recipe, tok
 
 def _shapes(places: list[Place]) -> tuple[CorpusSpec, Capacity]:
     """The corpus that the places look like, and the capacity of one of their rows."""
-    example = places[0]
-    names = list(example.sample.images)
-    modalities, pixels, dates = [], [], []
+    names = list(places[0].sample.images)
+    side = rounded(max(max(place.grid) for place in places))
+    modalities = []
     for name in names:
-        shapes = np.array([place.sample.images[name].values.shape for place in places])
-        longest = int(shapes[:, 0].max())
-        # The class, not the members, says how long: the next call with other members compiles nothing.
-        dates.append(1 if longest == 1 else 2 * CLASS ** (_class(longest) - 1))
-        pixels.append((rounded(int(shapes[:, 2].max())), rounded(int(shapes[:, 3].max()))))
-        dtype = str(example.sample.images[name].values.dtype)
-        modalities.append(
-            ModalitySpec(name, example.sensors[name], *pixels[-1], dates[-1] > 1, dates[-1], dtype, True)
-        )
+        dates = _dates(max(len(place.sample.images[name].values) for place in places))
+        sensor = places[0].sensors[name]
+        modalities.append(ModalitySpec(name, sensor, side, side, dates > 1, dates, "float32"))
     spec = CorpusSpec("places", tuple(modalities))
-    order = [names.index(name) for name in spec.names]
     longest_place = max(place.tokens for place in places)
-    shortest_place = min(place.tokens for place in places)
+    mean_tokens = sum(place.tokens for place in places) / len(places)
     length = max(SHORTEST_ROW, rounded(longest_place, 4))
-    per_row = min(MOST_PER_ROW, 1 << (length // shortest_place).bit_length() - 1)
+    per_row = min(MOST_PER_ROW, rounded(math.ceil(length / mean_tokens)))
     listed = (length - 1) // len(names)
     capacity = Capacity(
         rows=1,
         encoder_length=length,
         decoder_length=length,
         views=per_row,
-        grid=rounded(max(max(place.grid) for place in places)),
+        grid=side,
         slots=(per_row,) * len(names),
         encoder_tokens=(listed,) * len(names),
         decoder_tokens=(listed,) * len(names),
-        dates=tuple(dates[i] for i in order),
-        pixels=tuple(pixels[i] for i in order),
+        dates=tuple(modality.max_dates for modality in spec.modalities),
+        pixels=((side, side),) * len(names),
     )
     return spec, capacity
 
@@ -217,7 +206,7 @@ def _pack(
     """Every token visible; frames without a valid pixel are left out."""
     views, found = [], []
     for r, row in enumerate(rows):
-        views.append([_view(places[number]) for number in row])
+        views.append([_view(places[number], recipe) for number in row])
         start = 0
         for number in row:
             found.append(Where(number, r, start))
@@ -227,24 +216,28 @@ def _pack(
     return Batch(packed, bands, tuple(found), tuple(places[where.place] for where in found))
 
 
-def _view(place: Place) -> PackedView:
-    names = tuple(place.sample.images)
+def _view(place: Place, recipe: Recipe) -> PackedView:
+    """The place with its images on the token grid."""
+    grid = place.grid
+    images = {
+        name: on_grid(measured_frames(image), place.sensors[name], place.target_gsd, grid, recipe)
+        for name, image in place.sample.images.items()
+    }
     return PackedView(
-        sample=place.sample,
+        sample=Sample(place.sample.id, images),
         target_gsd=place.target_gsd,
-        modalities=names,
+        modalities=tuple(images),
         noise=np.arange(place.tokens - 1, dtype=np.float32),
-        dates=_measured_frames(place.sample),
-        grid=place.grid,
+        grid=grid,
         origin=place.origin,
+        on_grid=True,
     )
 
 
-def _measured_frames(sample: Sample) -> dict[str, np.ndarray]:
-    """Per modality the frames with a valid pixel; the first one where there is none."""
-    kept = {}
-    for name, image in sample.images.items():
-        if image.valid is not None:
-            measured = np.flatnonzero(image.valid.any(axis=(1, 2)))
-            kept[name] = measured if measured.size else np.zeros(1, int)
-    return kept
+def measured_frames(image: Image) -> Image:
+    """The image without the frames that have no valid pixel; with its first one where none has."""
+    if image.valid is None or image.valid.any(axis=(1, 2)).all():
+        return image
+    kept = np.flatnonzero(image.valid.any(axis=(1, 2)))
+    kept = kept if kept.size else np.zeros(1, int)
+    return Image(image.values[kept], image.dates[kept], image.present, image.valid[kept])

@@ -33,15 +33,18 @@ def observed(images: Images) -> jax.Array:
 
 
 def to_grid(values: jax.Array, images: Images) -> jax.Array:
-    """[R,S,T,C,H,W] pixels -> [R,S,T,C,G,G] tokens by the two sampling matrices."""
-    rows = jnp.einsum("rsgh,rstchw->rstcgw", images.down_rows_RxSxGxH, values, precision=HIGHEST)
-    return jnp.einsum("rskw,rstcgw->rstcgk", images.down_cols_RxSxGxW, rows, precision=HIGHEST)
+    """[R,S,T,C,H,W] pixels -> [R,S,T,C,G,G] tokens by the two sampling matrices.
+
+    Columns first: over the pixels as they lie in memory that is one product of matrices, which transposes nothing.
+    """
+    cols = jnp.einsum("rstchw,rskw->rstchk", values, images.down_cols_RxSxGxW, precision=HIGHEST)
+    return jnp.einsum("rstchk,rsgh->rstcgk", cols, images.down_rows_RxSxGxH, precision=HIGHEST)
 
 
 def to_pixels(grid: jax.Array, images: Images) -> jax.Array:
-    """[R,S,T,C,G,G] tokens -> [R,S,T,C,H,W] pixels by the two decoder matrices."""
-    cols = jnp.einsum("rswk,rstcgk->rstcgw", images.up_cols_RxSxWxG, grid, precision=HIGHEST)
-    return jnp.einsum("rshg,rstcgw->rstchw", images.up_rows_RxSxHxG, cols, precision=HIGHEST)
+    """[R,S,T,C,G,G] tokens -> [R,S,T,C,H,W] pixels by the two decoder matrices; columns last, for the same reason."""
+    rows = jnp.einsum("rstcgk,rshg->rstchk", grid, images.up_rows_RxSxHxG, precision=HIGHEST)
+    return jnp.einsum("rstchk,rswk->rstchw", rows, images.up_cols_RxSxWxG, precision=HIGHEST)
 
 
 def sampled(images: Images, missing: str) -> jax.Array:

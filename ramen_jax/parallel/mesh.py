@@ -34,9 +34,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_rows(rows: Any, mesh: Mesh) -> Any:
-    """This process's rows (numpy) as global arrays, split over data x fsdp along their first axis."""
+def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """Numbers of the rows that this process's devices hold, of the `rows` of a step, ascending.
+
+    Processes that a tensor axis joins hold the same rows.
+    """
+    pieces = NamedSharding(mesh, ROWS).addressable_devices_indices_map((rows,)).values()
+    return tuple(sorted({row for piece in pieces if piece for row in range(*piece[0].indices(rows))}))
+
+
+def put_rows(rows: Any, mesh: Mesh, shapes: Any) -> Any:
+    """This process's rows (numpy, those of `local_rows`) as global arrays of these shapes, split over data x fsdp."""
     sharding = NamedSharding(mesh, ROWS)
-    return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows
-    )
+
+    def put(array: np.ndarray, whole: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(array), whole.shape)
+
+    return jax.tree.map(put, rows, shapes)

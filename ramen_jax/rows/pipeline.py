@@ -12,7 +12,8 @@ import multiprocessing
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -67,7 +68,7 @@ class StepSource:
         sources: samples of every corpus of the plan.
         training: whether dates are dropped, which is a draw of training only.
         first_step: the step of element 0.
-        process_index, process_count: whose share of the rows.
+        local_rows: corpus -> numbers of the rows of a step that this process reads; corpora not named: all rows.
     """
 
     def __init__(
@@ -77,14 +78,13 @@ class StepSource:
         *,
         training: bool = True,
         first_step: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        local_rows: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.plan, self.sources, self.training, self.first_step = plan, dict(sources), training, first_step
         self.seconds: defaultdict[str, float] = defaultdict(float)  # spent on `plan`, `read`, `pack`
         self.bytes_read = 0
         self.samples_read = 0
-        self._share: dict[str, tuple[int, int]] = {}
+        self._share: dict[str, tuple[int, ...]] = {}
         self._capacity: dict[str, Capacity] = {}
         for name, corpus in plan.corpora.items():
             if name not in self.sources:
@@ -94,15 +94,11 @@ class StepSource:
                     f"corpus {name} has {len(self.sources[name])} samples, the plan was made for {corpus.samples}"
                 )
             capacity = plan.capacity(name)
-            if not 0 <= process_index < process_count or capacity.rows % process_count:
-                raise UserError(
-                    f"corpus {name}: {capacity.rows} rows per step do not divide over {process_count} processes; "
-                    f"use a multiple of {process_count}",
-                    USAGE,
-                )
-            each = capacity.rows // process_count
-            self._share[name] = (process_index * each, (process_index + 1) * each)
-            self._capacity[name] = Capacity(**{**capacity.__dict__, "rows": each})
+            share = tuple((local_rows or {}).get(name, range(capacity.rows)))
+            if not share or not set(share) <= set(range(capacity.rows)):
+                raise ValueError(f"corpus {name}: rows {share} of a step of {capacity.rows} rows")
+            self._share[name] = share
+            self._capacity[name] = replace(capacity, rows=len(share))
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -114,7 +110,7 @@ class StepSource:
         """The batch of a step."""
         began = time.perf_counter()
         name = self.plan.corpus(step)
-        planned = self.plan.rows(step, *self._share[name])
+        planned = self.plan.rows(step, self._share[name])
         self.seconds["plan"] += time.perf_counter() - began
         spec = self.sources[name].spec
         wanted: dict[int, set[str]] = {}
@@ -210,8 +206,7 @@ def batches(
     sources: Mapping[str, Source],
     *,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    local_rows: Mapping[str, Sequence[int]] | None = None,
     workers: int = 0,
     prefetch: int = 2,
 ) -> Generator[StepBatch, None, None]:
@@ -238,8 +233,7 @@ def batches(
             plan,
             sources,
             first_step=step,
-            process_index=process_index,
-            process_count=process_count,
+            local_rows=local_rows,
         )
 
     if workers == 0:

@@ -140,13 +140,12 @@ class Plan:
         """The corpus of a step."""
         return self._mixture.locate(step)[0]
 
-    def rows(self, step: int, start: int = 0, stop: int | None = None) -> list[list[View]]:
-        """The views of rows start..stop of a step (all of them by default), in segment order."""
+    def rows(self, step: int, numbers: Sequence[int] | None = None) -> list[list[View]]:
+        """The views of these rows of a step (all of them by default), in segment order."""
         name, earlier = self._mixture.locate(step)
         stream = self._streams[name]
-        stop = stream.rows_per_step if stop is None else stop
         first = earlier * stream.rows_per_step
-        return [stream.row(first + r) for r in range(start, stop)]
+        return [stream.row(first + r) for r in (range(stream.rows_per_step) if numbers is None else numbers)]
 
     def samples(self, step: int) -> np.ndarray:
         """The sample numbers of a step, in row and segment order, without repeats."""

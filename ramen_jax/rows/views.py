@@ -53,6 +53,7 @@ class PackedView:
             (MMEarth's L1C and L2A); otherwise the sensor's.
         grid: tokens (down, across); None: the corpus's at this GSD.
         origin: (x, y) metres that positions are counted from.
+        on_grid: the images are normalised and hold one value per token already.
     """
 
     sample: Sample
@@ -63,6 +64,7 @@ class PackedView:
     statistics: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     origin: tuple[float, float] = (0.0, 0.0)
+    on_grid: bool = False
 
 
 def view_grid(spec: CorpusSpec, target_gsd: float) -> tuple[int, int]:

@@ -45,7 +45,8 @@ class Validation:
         totals: dict[str, dict[str, np.ndarray]] = {}  # corpus -> modality -> (sum of errors, count)
         for batch in self._batches():
             evaluation = self.program.evaluation(batch.corpus)
-            sums, counts = jax.device_get(evaluation(params, statistics, self.program.place(batch.rows)))
+            rows = self.program.place(batch.corpus, batch.rows, "evaluation")
+            sums, counts = jax.device_get(evaluation(params, statistics, rows))
             corpus = totals.setdefault(batch.corpus, {})
             for name, error in sums.items():
                 corpus[name] = corpus.get(name, np.zeros(2)) + np.array([error, counts[name]], np.float64)

@@ -51,13 +51,25 @@ def build(config: ConfigDict, workdir: Path) -> Job:
             except ValueError as error:
                 raise UserError(str(error), USAGE) from None
     plan = make_plan(config, sources, config.seed)
-    validation = _validation_sources(config, workdir) if config.validation.every else {}
-    program, steps = make_program(config, plan, {name: source.plan for name, source in validation.items()})
+    held_out = _held_out(config, workdir) if config.validation.every else {}
+    plans = {
+        name: make_plan(config, {name: source}, config.seed + VALIDATION_SEED)
+        for name, source in held_out.items()
+    }
+    program, steps = make_program(config, plan, plans)
     evaluators: list[Evaluator] = []
-    if validation:
-        evaluators.append(
-            Validation(program, config.validation.every, lambda: _validation_batches(config, validation))
-        )
+    if held_out:
+        steps_of = {
+            name: pipeline.StepSource(
+                plans[name],
+                {name: source},
+                training=False,
+                local_rows={name: program.local_rows(name, "evaluation")},
+            )
+            for name, source in held_out.items()
+        }
+        every, count = config.validation.every, config.validation.steps
+        evaluators.append(Validation(program, every, lambda: _validation_batches(steps_of, count)))
     return Job(
         program=program,
         identity={
@@ -65,7 +77,7 @@ def build(config: ConfigDict, workdir: Path) -> Job:
             "fingerprints": {name: source.spec.fingerprint for name, source in sources.items()},
             "plan": plan.summary(),
         },
-        batches=lambda start: _batches(config, plan, sources, start),
+        batches=lambda start: _batches(program, plan, sources, start),
         steps=steps,
         evaluators=evaluators,
     )
@@ -117,40 +129,33 @@ def make_plan(config: ConfigDict, sources: Mapping[str, Any], seed: int) -> Plan
 
 
 def _batches(
-    config: ConfigDict, plan: Plan, sources: Mapping[str, Prepared], start: int
+    program: Program, plan: Plan, sources: Mapping[str, Prepared], start: int
 ) -> Iterator[pipeline.StepBatch]:
+    data = program.config.data
     return pipeline.batches(
         plan,
         sources,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        prefetch=config.data.prefetch,
+        local_rows={name: program.local_rows(name) for name in plan.corpora},
+        workers=data.workers,
+        prefetch=data.prefetch,
     )
 
 
-def _validation_sources(config: ConfigDict, workdir: Path) -> dict[str, pipeline.StepSource]:
-    """Held-out batches by step, of each corpus that has a val split."""
-    found = {}
-    for entry in config.corpora:
-        if "val" in read_manifest(_prepare(config, entry, workdir))["splits"]:
-            source = {entry.name: open_corpus(config, entry, workdir, split="val")}
-            found[entry.name] = pipeline.StepSource(
-                make_plan(config, source, config.seed + VALIDATION_SEED),
-                source,
-                training=False,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-    return found
+def _held_out(config: ConfigDict, workdir: Path) -> dict[str, Prepared]:
+    """The val split of each corpus that has one."""
+    return {
+        entry.name: open_corpus(config, entry, workdir, split="val")
+        for entry in config.corpora
+        if "val" in read_manifest(_prepare(config, entry, workdir))["splits"]
+    }
 
 
 def _validation_batches(
-    config: ConfigDict, sources: Mapping[str, pipeline.StepSource]
+    sources: Mapping[str, pipeline.StepSource], steps: int
 ) -> Iterator[pipeline.StepBatch]:
     for source in sources.values():
-        for step in range(config.validation.steps):
+        for step in range(steps):
             yield source.step(step)
 
 

@@ -189,7 +189,7 @@ class _Run:
             if step in self.config.train.skip_steps:
                 state = state._replace(step=self.place(np.int32(step + 1)))
             else:
-                rows = self.program.place(batch.rows)
+                rows = self.program.place(batch.corpus, batch.rows)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.program.step(batch.corpus)(state, rows)
                 self.read_pending()

@@ -3,7 +3,7 @@
     program = Program(config, model, inputs, mesh, steps, steps_per_epoch)
     program.compile()
     state = program.create_state()
-    state, metrics = program.step("flairhub")(state, program.place(rows))
+    state, metrics = program.step("flairhub")(state, program.place("flairhub", rows))
 
 It is made from shapes alone: a corpus gives its bands and the shapes of its rows (`Inputs`). A training, a benchmark, a
 test and a check of what fits run the same program.
@@ -88,9 +88,13 @@ class Program:
         create = jax.jit(self._new_state, out_shardings=self._shardings, compiler_options=options)
         return create()
 
-    def place(self, rows: Any) -> Any:
-        """This process's rows (numpy) as global arrays, split over the mesh."""
-        return meshes.put_rows(rows, self.mesh)
+    def place(self, corpus: str, rows: Any, kind: str = "step") -> Any:
+        """This process's rows (numpy) of a "step" or an "evaluation" as global arrays, split over the mesh."""
+        return meshes.put_rows(rows, self.mesh, self.inputs[kind][corpus].rows)
+
+    def local_rows(self, corpus: str, kind: str = "step") -> tuple[int, ...]:
+        """Numbers of the rows of a step that this process's devices hold: those that it has to read."""
+        return meshes.local_rows(self.mesh, jax.tree.leaves(self.inputs[kind][corpus].rows)[0].shape[0])
 
     def lower_step(self, corpus: str) -> jax.stages.Lowered:
         """step(state, rows) -> (state, metrics), lowered for the program's devices. The state is donated."""

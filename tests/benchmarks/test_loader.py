@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ramen_jax.benchmarks.loader import GeoTiffs, padded
+from ramen_jax.corpora.preparation import prepare
 from ramen_jax.corpora.records import Prepared
 from ramen_jax.earth.layouts import write_flairhub
-from ramen_jax.prepare import prepare
 
 torch = pytest.importorskip("torch")
 

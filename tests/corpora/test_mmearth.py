@@ -6,7 +6,9 @@ import pytest
 
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem, check_sample, load_description, open_corpus
+from ramen_jax.corpora.records import as_encoded
 from ramen_jax.earth.layouts import write_mmearth
+from ramen_jax.recipe import FIXED, REFERENCE
 
 TILES = 60
 
@@ -105,9 +107,10 @@ def test_the_reference_draw_overlaps(folder):
     assert everything == {"train": [str(place) for place in range(TILES)]}
 
 
-def test_wavelengths_by_name(folder):
-    for rule, expected in (("fixed", [865, 842]), ("reference", [842, 865])):
-        bands = corpus_of(folder, wavelengths=rule).modalities[1].sensor.bands
+def test_wavelengths_by_recipe(folder):
+    found = corpus_of(folder).modalities[1].sensor
+    for recipe, expected in ((FIXED, [865, 842]), (REFERENCE, [842, 865])):
+        bands = as_encoded(found, recipe).bands
         assert [band.wavelength_nm for band in bands[7:9]] == expected
 
 

@@ -202,8 +202,6 @@ def test_wrong_folders_are_named(tmp_path):
     write_prepared(tmp_path)
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         Prepared(tmp_path, split="test")
-    with pytest.raises(ValueError, match="statistics 'mean' is not one of pooled, reference"):
-        Prepared(tmp_path, statistics="mean")
 
 
 def test_edited_manifest_is_refused(tmp_path):

@@ -25,15 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
-from ramen_jax import api
-from ramen_jax.config import default
 from ramen_jax.evaluation.pangaea import losses, metrics, optimization
 from ramen_jax.evaluation.pangaea.decoders import KINDS, Decoder, build, from_official, neighbours
 from ramen_jax.evaluation.pangaea.protocol import PUBLISHED
 from ramen_jax.evaluation.pangaea.tiling import Tiles
+from ramen_jax.inference.encoder import Encoder
+from ramen_jax.inference.images import Image
 from ramen_jax.interchange import torch_weights
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.recipe import REFERENCE
 from ramen_jax.sensors import Band, Sensor
 from tests.golden.replay import Worst, relative
 
@@ -81,30 +83,15 @@ def channels_first(x: Any) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def encoder_model(weights: Arrays) -> api.Model:
+def encoder_model(weights: Arrays) -> Encoder:
     """The evaluation encoder with the reference recipe; projectors that a file leaves out are not used by it."""
-    config = default().model
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    with config.unlocked():
-        config.update({"embed_dim": weights["cls_token"].shape[-1], "depth": depth, "num_heads": HEADS})
-    traps = ConfigDict(
-        {
-            "target": "per_pixel",
-            "time_mask": "reference",
-            "modality_embedding": "none",
-            "missing": "zeros",
-            "encodings": "float32",
-            "sampling": "reference",
-            "temporal": "all",
-            "ltae_dropout": 0.0,
-        }
-    )
-    _, params, statistics = api.split_encoder(config, traps)
-    template = ({"encoder": params.to_pure_dict()}, {"encoder": statistics.to_pure_dict()})
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    architecture = Architecture(embed_dim=weights["cls_token"].shape[-1], depth=depth, num_heads=HEADS)
+    ramen = Ramen(architecture, REFERENCE, with_decoder=False)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), ramen.shapes)
     tensors = torch_weights.to_official(*zeros)
     tensors.update({f"encoder.{name}": value for name, value in weights.items()})
-    return api.Model(config, traps, {}, {}, *torch_weights.from_official(tensors, template))
+    return Encoder(ramen, {}, {}, *torch_weights.from_official(tensors, ramen.shapes))
 
 
 def encoder_features(arrays: Arrays) -> list[np.ndarray]:
@@ -119,7 +106,7 @@ def encoder_features(arrays: Arrays) -> list[np.ndarray]:
             bands = tuple(Band.of(str(code), code) for code in codes)
             unit = {"mean": (0.0,) * len(bands), "std": (1.0,) * len(bands)}
             sensor = Sensor(name, bands, case["input_gsd"], "golden integers", **unit)
-            images[name] = api.Image(values, arrays[f"dates/{name}"][b], sensor)
+            images[name] = Image(values, arrays[f"dates/{name}"][b], sensor)
         found = model.encode(images, case["target_gsd"], case["output_layers"])
         places.append([np.concatenate(list(maps.values())) for maps in found.layers])
     return [np.stack(layer) for layer in zip(*places, strict=True)]

@@ -17,11 +17,12 @@ from safetensors.numpy import load_file
 
 import ramen_jax as rj
 from ramen_jax import export
-from ramen_jax.config import TRAPS
 from ramen_jax.console import UserError
 from ramen_jax.interchange import torch_weights
-from ramen_jax.interchange.source import Source, describe, read_checkpoint, template
+from ramen_jax.interchange.source import Source, describe, model_of
+from ramen_jax.recipe import REFERENCE
 from ramen_jax.training import checkpoint
+from ramen_jax.training.weights import read_checkpoint
 from tests import exported
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'torch>=2.13,<3'")
@@ -111,9 +112,8 @@ def test_official_classes_load_an_export_strictly(
     """A model of ours has every key and shape of the official state dicts, none missing and none besides."""
     monkeypatch.setattr(exchange, "compare", lambda *_: {"passed": True})
     sizes = json.loads((GOLDEN / "config.json").read_text())["hyperparameters"]
-    traps = {key: values[0] for key, values in TRAPS.items()}
-    description = describe({"mlp_ratio": 4.0, "block_eps": 1e-6, **sizes}, traps, {}, {})
-    trees = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template(description))
+    description = describe({"mlp_ratio": 4.0, "block_eps": 1e-6, **sizes}, REFERENCE.to_dict(), {}, {})
+    trees = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model_of(description).shapes)
     whole = Source(torch_weights.to_official(*trees), description)
     written = tmp_path / f"ramen.{suffix}"
     exchange.export(whole if decoder else Source(whole.encoder, description), written, decoder=decoder)
@@ -270,7 +270,7 @@ def test_a_jax_export_artefact_runs_alone(source: Source, tmp_path: Path) -> Non
     artefact = jax.export.deserialize((tmp_path / "s2.jaxexport").read_bytes())
     pixels = np.random.default_rng(0).uniform(500, 3000, (2, 12, 16, 16)).astype(np.float32)
     found = artefact.call({"place/s2": pixels}, {"place/s2": np.array([10, 200], np.float32)})
-    expected = source.model().encode({"place/s2": rj.Image(pixels, [10, 200])}, 40).maps["place/s2"]
+    expected = source.encoder_model().encode({"place/s2": rj.Image(pixels, [10, 200])}, 40).maps["place/s2"]
     np.testing.assert_allclose(found["place/s2"], expected, atol=1e-5)
 
 
@@ -278,14 +278,12 @@ SHARDED = """
 import sys, pathlib, numpy, jax
 from ramen_jax import config as configuration
 from ramen_jax.interchange import torch_weights
-from ramen_jax.training import checkpoint, experiment, optimizer, step
-from ramen_jax.parallel import mesh as sharding
+from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.training import checkpoint, experiment
+from ramen_jax.training.program import Program
 overrides = ["sharding.data=1", "sharding.fsdp=8", "data.rows_per_step=8"]
 config = configuration.finish(configuration.load("configs/tiny.py", []), overrides)
-model = experiment.ramen(config)
-mesh = sharding.make_mesh(config)
-adam = optimizer.make_optimizer(config, optimizer.schedule(config, 10, 10))
-state = step.create_state(model, adam, step.state_shardings(model, adam, mesh, config))
+state = Program(config, experiment.ramen(config), {}, make_mesh(config), 10, 10).create_state()
 split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
 assert len(jax.devices()) == 8 and len(split) > 10
 workdir = pathlib.Path(sys.argv[1])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from ramen_jax.interchange.torch_weights import from_official, key_table, prefixed, to_official
-from ramen_jax.model.temporal import BatchStatistic
+from tests.golden.replay import Folder
 from tests.model.conftest import build
 
 MAE = Path(__file__).parents[1] / "golden" / "mae"
@@ -21,18 +21,15 @@ def official() -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def template(tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+def template() -> tuple[dict[str, Any], dict[str, Any]]:
     """The trees of the golden model, by its shapes."""
-    from tests.golden.replay import Folder
-
-    _, params, statistics = nnx.split(Folder(MAE).model(), nnx.Param, BatchStatistic)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
+    return Folder(MAE).ramen.shapes
 
 
 def test_import_then_export_is_bit_identical() -> None:
     tensors = official()
     tensors["encoder.ltae.mlp.1.num_batches_tracked"] = np.asarray(123456, np.int64)
-    returned = to_official(*from_official(tensors, template(tensors)))
+    returned = to_official(*from_official(tensors, template()))
     assert set(returned) == set(tensors)
     for name, array in tensors.items():
         assert returned[name].dtype == array.dtype, name
@@ -40,9 +37,9 @@ def test_import_then_export_is_bit_identical() -> None:
 
 
 def test_every_parameter_of_ours_has_one_official_place() -> None:
-    _, params, statistics = nnx.split(build(), nnx.Param, BatchStatistic)
-    tensors = to_official(nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
-    ours = sum(np.size(leaf) for leaf in nnx.to_flat_state(params).leaves)
+    _, params, statistics = build()
+    tensors = to_official(params, statistics)
+    ours = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     theirs = sum(t.size for n, t in tensors.items() if "running_" not in n and "num_batches" not in n)
     assert ours == theirs
     assert len(tensors) == len(key_table(2, 1))
@@ -50,7 +47,7 @@ def test_every_parameter_of_ours_has_one_official_place() -> None:
 
 def test_unknown_missing_and_misshaped_keys_are_all_listed() -> None:
     tensors = official()
-    trees = template(tensors)
+    trees = template()
     tensors["encoder.extra"] = np.zeros(3)
     del tensors["decoder.mask_token"]
     tensors["encoder.blocks.1.attn.qkv.weight"] = np.zeros((192, 63), np.float32)
@@ -65,9 +62,9 @@ def test_unknown_missing_and_misshaped_keys_are_all_listed() -> None:
 
 
 def test_a_parameter_without_official_name_is_refused() -> None:
-    _, params, statistics = nnx.split(build("fixed"), nnx.Param, BatchStatistic)
+    _, params, statistics = build("fixed")
     with pytest.raises(ValueError, match="no official name for: decoder/modality_embedding/kernel"):
-        to_official(nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
+        to_official(params, statistics)
 
 
 def test_the_published_checkpoint_has_no_prefix() -> None:

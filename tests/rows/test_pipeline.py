@@ -129,13 +129,19 @@ class SpySource(SmallSource):
         return sample
 
 
+def rows_of_host(host: int, hosts: int) -> dict[str, range]:
+    """The rows of a step that one of several hosts reads."""
+    each = 8 // hosts
+    return {name: range(host * each, (host + 1) * each) for name in ("fields", "coasts")}
+
+
 def test_hosts_read_their_own_rows_only_and_together_make_the_global_batch() -> None:
     whole = take(6)
     for hosts in (2, 4, 8):
         shares = []
         for host in range(hosts):
             sources = {"fields": SmallSource(FIELDS, 1100), "coasts": SmallSource(COASTS, 1200)}
-            shares.append(take(6, sources=sources, process_index=host, process_count=hosts))
+            shares.append(take(6, sources=sources, local_rows=rows_of_host(host, hosts)))
         for step, batch in enumerate(whole):
             parts = [share[step] for share in shares]
             for found, expected in zip(joined(parts), flat(batch.rows), strict=True):
@@ -151,7 +157,7 @@ def test_resume_on_4_2_and_8_hosts_in_a_mixture_equals_the_uninterrupted_run() -
     assert {batch.corpus for batch in whole} == {"fields", "coasts"}
     at = 0
     for hosts, count in ((4, 4), (2, 5), (8, 6)):
-        shares = [take(count, at, process_index=host, process_count=hosts) for host in range(hosts)]
+        shares = [take(count, at, local_rows=rows_of_host(host, hosts)) for host in range(hosts)]
         for k in range(count):
             for found, expected in zip(joined([s[k] for s in shares]), flat(whole[at + k].rows), strict=True):
                 np.testing.assert_array_equal(found, expected)
@@ -270,12 +276,11 @@ def test_workers_that_keep_dying_are_an_error() -> None:
             {},
             "has 1199 samples, the plan was made for 1200",
         ),
-        (SOURCES, {"process_count": 3}, "8 rows per step do not divide over 3 processes"),
-        (SOURCES, {"process_index": 2, "process_count": 2}, "do not divide"),
+        (SOURCES, {"local_rows": {"fields": (7, 8)}}, r"corpus fields: rows \(7, 8\) of a step of 8 rows"),
     ],
 )
 def test_wrong_sources_and_hosts_are_refused(sources, options, sentence) -> None:
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         StepSource(small_plan(), sources, **options)
 
 

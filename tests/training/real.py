@@ -52,7 +52,7 @@ def train(geometry: str, config, steps: int = 2):
     rows = pack(spec, views, capacity, recipe)
     inputs = {spec.name: experiment.inputs_of(spec, capacity)}
     program = Program(config, experiment.ramen(config), inputs, make_mesh(config), 10, 5)
-    state, compiled, placed = program.create_state(), program.step(spec.name), program.place(rows)
+    state, compiled, placed = program.create_state(), program.step(spec.name), program.place(spec.name, rows)
     history = []
     for _ in range(steps):
         state, metrics = compiled(state, placed)
