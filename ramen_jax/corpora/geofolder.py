@@ -64,9 +64,9 @@ class _Layer:
     add: tuple[tuple[str, float], ...]
     nodata: tuple[NoData, ...] | None  # of the description, None = what files and sensor say
     declared_units: bool  # whether the description gives scale or offset
-    units: Units | None = (
-        None  # scales and offsets of the files' tags, which the sensor (or `applied`) takes in
-    )
+    # Scales and offsets of the files' tags: the sensor takes them in (`scaled`), or they are `applied` to the values.
+    units: Units | None = None
+    scaled: Sensor | None = None
     applied: bool = False
 
     @property
@@ -144,7 +144,7 @@ class Geofolder(Corpus):
             if layer is first:
                 self.samples_per_item = max(1, (height // round(pixels)) * (width // round(pixels)))
             height = width = round(pixels)
-        return ModalitySpec(layer.name, layer.sensor, height, width, layer.series, 1, dtype)
+        return ModalitySpec(layer.name, layer.scaled or layer.sensor, height, width, layer.series, 1, dtype)
 
     def _common_header(self, layer: _Layer) -> _Header:
         """The header of most of the layer's first files; a file that differs is rejected when it is read."""
@@ -181,8 +181,8 @@ class Geofolder(Corpus):
             return dataclasses.replace(layer, units=None)
         (scale, offset), *others = sorted(set(zip(*declared.units, strict=True)))
         if not others:
-            sensor = dataclasses.replace(layer.sensor, scale=scale, offset=offset)
-            return dataclasses.replace(layer, sensor=sensor, units=declared.units)
+            scaled = dataclasses.replace(layer.sensor, scale=scale, offset=offset)
+            return dataclasses.replace(layer, scaled=scaled, units=declared.units)
         if layer.dtype != "float32":
             raise UserError(
                 f"corpus {self.name}, modality {layer.name}: the scale and offset tags of its files differ from band "

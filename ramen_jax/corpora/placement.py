@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rasterio.errors
 import rasterio.warp
 from rasterio.transform import Affine
 
@@ -49,7 +48,7 @@ def wrong_pixel_size(place: Footprint, gsd: float) -> str:
         math.hypot(place.transform.b, place.transform.e),
     ]
     candidates = [] if place.crs.is_geographic else [nominal]
-    ground = _on_the_ground(place)
+    ground = pixel_on_the_ground(place)
     if ground is not None:
         candidates.append(ground)
     for sizes in candidates:
@@ -78,10 +77,9 @@ def misplaced(place: Footprint, first: Footprint, ratio: float | None = None) ->
     else:
         expected = first.corners(place.height * ratio, place.width * ratio)
         scale = max(1.0, ratio)
-    try:
-        found = _moved(place.corners(), place.crs, first.crs)
-    except rasterio.errors.RasterioError as error:
-        return f"has coordinates that cannot be turned into those of {first.name} ({error})"
+    found = moved(place.corners(), place.crs, first.crs)
+    if found is None:
+        return f"has coordinates that cannot be turned into those of {first.name}; is its CRS right?"
     inverse = ~first.transform
     there, here = ([inverse @ corner for corner in corners] for corners in (found, expected))
     gap = max(math.dist(a, b) for a, b in zip(there, here, strict=True))
@@ -100,15 +98,12 @@ def misplaced(place: Footprint, first: Footprint, ratio: float | None = None) ->
     )
 
 
-def _on_the_ground(place: Footprint) -> list[float] | None:
+def pixel_on_the_ground(place: Footprint) -> list[float] | None:
     """Metres of the central pixel (across, down) on the WGS 84 ellipsoid; None where that cannot be told."""
     x, y = place.width / 2, place.height / 2
     corners = [place.transform @ corner for corner in ((x, y), (x + 1, y), (x, y + 1))]
-    try:
-        points = _moved(corners, place.crs, "EPSG:4326")
-    except rasterio.errors.RasterioError:
-        return None
-    if not all(math.isfinite(value) for point in points for value in point) or abs(points[0][1]) > POLE:
+    points = moved(corners, place.crs, "EPSG:4326")
+    if points is None or abs(points[0][1]) > POLE:
         return None
     phi = math.radians(points[0][1])
     metres_lat = 111132.954 - 559.822 * math.cos(2 * phi) + 1.175 * math.cos(4 * phi)
@@ -117,9 +112,16 @@ def _on_the_ground(place: Footprint) -> list[float] | None:
     return [math.hypot((other[0] - lon) * metres_lon, (other[1] - lat) * metres_lat) for other in others]
 
 
-def _moved(points: Sequence[tuple[float, float]], crs: Any, to: Any) -> list[tuple[float, float]]:
+def moved(points: Sequence[tuple[float, float]], crs: Any, to: Any) -> list[tuple[float, float]] | None:
+    """Points in another coordinate system; None where they have no place in it."""
     xs, ys = zip(*points, strict=True)
-    return list(zip(*rasterio.warp.transform(crs, to, list(xs), list(ys))[:2], strict=True))
+    try:
+        found = rasterio.warp.transform(crs, to, list(xs), list(ys))[:2]
+    except Exception:  # PROJ's errors come in types of their own
+        return None
+    if not all(math.isfinite(value) for axis in found for value in axis):
+        return None
+    return list(zip(*found, strict=True))
 
 
 def _touch(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> bool:

@@ -20,7 +20,6 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 import rasterio.errors
-import rasterio.warp
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
@@ -29,6 +28,7 @@ from rasterio.windows import Window
 
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.declared import Declared, declare
+from ramen_jax.corpora.placement import moved
 from ramen_jax.no_data import NoData, missing_pixels
 from ramen_jax.sensors import Sensor
 
@@ -187,11 +187,10 @@ def north_up(transform: Affine, height: int, width: int) -> tuple[bool, bool, Af
     return south_up, east_left, Affine(abs(transform.a), 0, left, 0, -abs(transform.e), top)
 
 
-def location(crs: Any, transform: Affine, row: float, col: float) -> tuple[float, float]:
-    """(longitude, latitude) in degrees of a pixel position."""
-    x, y = transform @ (col, row)
-    longitudes, latitudes = rasterio.warp.transform(crs, "EPSG:4326", [x], [y])
-    return round(longitudes[0], 6), round(latitudes[0], 6)
+def location(crs: Any, transform: Affine, row: float, col: float) -> tuple[float, float] | None:
+    """(longitude, latitude) in degrees of a pixel position; None where it has none."""
+    points = moved([transform @ (col, row)], crs, "EPSG:4326")
+    return None if points is None else (round(points[0][0], 6), round(points[0][1], 6))
 
 
 def read_raster(path: Path) -> Raster:

@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from affine import Affine
-from rasterio.warp import transform as warp_coordinates
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
@@ -31,6 +29,7 @@ from ramen_jax import samples
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.declared import unplaced
+from ramen_jax.corpora.placement import Footprint, pixel_on_the_ground
 from ramen_jax.corpora.raster import SensorRaster, WarpedRaster, open_sensor_raster, physical
 from ramen_jax.embedding.frames import date_of, find_frames, told
 from ramen_jax.embedding.token_grid import LayerGrid, plan_grid
@@ -185,22 +184,14 @@ def open_place(
 
 def ground_size(reader: Any) -> tuple[float, float]:
     """Metres on the ground of the central pixel, (across, down), on the WGS 84 ellipsoid."""
-    pixel = reader.transform
-    x, y = pixel.c + pixel.a * reader.width / 2, pixel.f + pixel.e * reader.height / 2
-    corners = [(x, y), (x + pixel.a, y), (x, y + pixel.e)]
-    try:
-        lon, lat = warp_coordinates(reader.crs, "EPSG:4326", *zip(*corners, strict=True))[:2]
-    except rasterio.errors.RasterioError as error:
-        raise UserError(
-            f"{reader.name}: its coordinates cannot be turned into longitude and latitude ({error})"
-        ) from error
-    phi = math.radians(lat[0])
-    metres_lat = 111132.954 - 559.822 * math.cos(2 * phi) + 1.175 * math.cos(4 * phi)
-    metres_lon = 111412.84 * math.cos(phi) - 93.5 * math.cos(3 * phi) + 0.118 * math.cos(5 * phi)
-    across, down = (
-        math.hypot((lon[i] - lon[0]) * metres_lon, (lat[i] - lat[0]) * metres_lat) for i in (1, 2)
+    found = pixel_on_the_ground(
+        Footprint(reader.name, reader.crs, reader.transform, reader.height, reader.width)
     )
-    return across, down
+    if found is None:
+        raise UserError(
+            f"{reader.name}: its coordinates cannot be turned into longitude and latitude; is its CRS right?"
+        )
+    return found[0], found[1]
 
 
 def _scaled(transform: Affine, across: float, down: float) -> Affine:
@@ -294,7 +285,7 @@ def _overlap(reader: SensorRaster, place: SensorRaster) -> bool:
     """Whether a raster touches the ground of another."""
     try:
         left, bottom, right, top = transform_bounds(reader.crs, place.crs, *reader.bounds)
-    except rasterio.errors.RasterioError as error:
+    except Exception as error:  # PROJ's errors come in types of their own
         raise UserError(
             f"{reader.name}: its coordinates cannot be turned into those of {place.name} ({error})"
         ) from error
