@@ -232,7 +232,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises UserError (code 2) with one sentence naming the file or key, what was found and what is accepted.
     """
     name, _, switch = str(path).partition(":")
-    file = Path(name)
+    file = Path(name).expanduser()
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path("configs")
         choices = sorted(str(other) for other in folder.glob("*.py"))

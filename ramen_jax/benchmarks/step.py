@@ -182,7 +182,7 @@ def data_table(config: Any, workdir: str, corpus: str, seconds: float, step_seco
             f"--data-only needs --workdir, or --config.corpora.{corpus}.prepared=DIR, to find the corpus",
             USAGE,
         )
-    sources = {corpus: experiment.open_corpus(config, entries[corpus], Path(workdir))}
+    sources = {corpus: experiment.open_corpus(config, entries[corpus], Path(workdir).expanduser())}
     plan = experiment.make_plan(config, sources, config.seed)
     capacity, real = plan.capacity(corpus), plan.real_token_share(corpus)
     yield f"corpus             {corpus}, {len(sources[corpus]):,} samples, draw {config.data.draw}"

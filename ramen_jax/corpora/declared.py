@@ -8,6 +8,7 @@ that makes something readable of them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -129,6 +130,28 @@ def unplaced(file: Any) -> str:
     )
 
 
+def odd_units(sizes: Sequence[float], factor: float) -> tuple[list[int], list[int]] | None:
+    """(few, many) of the dates of a series whose values differ by more than a factor; None where they are alike.
+
+    Args:
+        sizes: a typical absolute value per date; 0 where there is none, which is never odd.
+        factor: between neighbours in size.
+    """
+    ranked = sorted((size, index) for index, size in enumerate(sizes) if size > 0)
+    gaps = [upper[0] / lower[0] for lower, upper in itertools.pairwise(ranked)]
+    if not gaps or max(gaps) <= factor:
+        return None
+    cut = gaps.index(max(gaps)) + 1
+    few, many = sorted(([i for _, i in ranked[:cut]], [i for _, i in ranked[cut:]]), key=len)
+    return few, many
+
+
+def typical_size(values: np.ndarray) -> float:
+    """Median of the absolute values that are finite; 0 where there is none."""
+    known = np.abs(values[np.isfinite(values)].astype(np.float64))
+    return float(np.median(known)) if known.size else 0.0
+
+
 def _values(rule: NoData) -> list[float | None]:
     return list(rule) if isinstance(rule, Sequence) else [rule]
 
@@ -154,11 +177,10 @@ def _alpha(file: Any, alphas: list[int], wanted: int) -> tuple[int | None, list[
     pixels = file.read(last, out_shape=shape)
     if np.mean((pixels == 0) | (pixels == pixels.max())) >= ALPHA_SHARE:
         return last, []
-    if file.count != wanted:
-        return None, []
-    return None, [
-        f"{Path(file.name).name}: band {last} is tagged as alpha, but its values are no mask; it is read as a band"
-    ]
+    name = Path(file.name).name
+    if file.count == wanted + 1:
+        return last, [f"{name}: band {last} is tagged as alpha; where it is 0, nothing was measured"]
+    return None, [f"{name}: band {last} is tagged as alpha, but its values are no mask; it is read as a band"]
 
 
 def _bands(file: Any, data: list[int], sensor: Sensor) -> tuple[list[int], list[str]]:

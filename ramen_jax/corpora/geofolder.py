@@ -41,7 +41,7 @@ import numpy as np
 
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.corpora import BadItem, Corpus, check_keys, day_of_year, make_image, split_by_id
-from ramen_jax.corpora.declared import Declared, Units, brief, unplaced
+from ramen_jax.corpora.declared import Declared, Units, brief, odd_units, typical_size, unplaced
 from ramen_jax.corpora.placement import Footprint, misplaced, wrong_pixel_size
 from ramen_jax.corpora.raster import SensorRaster, WarpedRaster, location, open_sensor_raster, physical
 from ramen_jax.no_data import NoData
@@ -50,6 +50,7 @@ from ramen_jax.sensors import Sensor, load_sensors, sensor
 
 _WILDCARDS = {"id": r"(?P<id>[^/]+?)", "date": r"(?P<date>\d{8}|\d{4}-\d{2}-\d{2})"}
 _SHAPES_LOOKED_AT = 32
+_MIXED_UNITS = 300  # between two dates of a series; reflectance and its digital numbers differ by 10,000
 _MODALITY_OPTIONS = ("sensor", "pattern", "nodata", "dtype", "add", "scale", "offset")
 
 
@@ -242,6 +243,16 @@ class Geofolder(Corpus):
             raise BadItem(
                 next(iter(self.files[layer.name][place].values())),
                 f"the dates of {layer.name} differ in size: {sorted(sizes)}",
+            )
+        dates = list(frames)
+        sizes_of_values = [typical_size(frame.values[:, frame.measured]) for frame in frames.values()]
+        odd = odd_units(sizes_of_values, _MIXED_UNITS)
+        if odd is not None:
+            few, many = (group[0] for group in odd)
+            raise BadItem(
+                self.files[layer.name][place][dates[few]],
+                f"values of about {sizes_of_values[few]:g}, where other dates of {layer.name} have about "
+                f"{sizes_of_values[many]:g}; the units of the series are mixed",
             )
         return frames
 

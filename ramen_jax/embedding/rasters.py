@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from rasterio.windows import Window
 from ramen_jax import samples
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
-from ramen_jax.corpora.declared import unplaced
+from ramen_jax.corpora.declared import odd_units, typical_size, unplaced
 from ramen_jax.corpora.placement import Footprint, pixel_on_the_ground
 from ramen_jax.corpora.raster import SensorRaster, WarpedRaster, open_sensor_raster, physical
 from ramen_jax.embedding.frames import date_of, find_frames, told
@@ -253,19 +252,14 @@ def _implausible(file: Path, sensor: Sensor, values_Cxn: np.ndarray) -> str:
 
 def _mixed_units(files: Sequence[Path], frames: Sequence[np.ndarray]) -> list[str]:
     """A sentence when the values of some dates are many times those of the others; it names the fewer ones."""
-    sizes = [
-        float(np.median(np.abs(values[np.isfinite(values)]))) if np.isfinite(values).any() else 0.0
-        for values in frames
-    ]
-    ranked = sorted((size, file.name) for size, file in zip(sizes, files, strict=True) if size > 0)
-    gaps = [upper[0] / lower[0] for lower, upper in itertools.pairwise(ranked)]
-    if not gaps or max(gaps) <= MIXED_UNITS:
+    sizes = [typical_size(values) for values in frames]
+    odd = odd_units(sizes, MIXED_UNITS)
+    if odd is None:
         return []
-    cut = gaps.index(max(gaps)) + 1
-    few, many = sorted((ranked[:cut], ranked[cut:]), key=len)
+    few, many = odd
     return [
-        f"{', '.join(name for _, name in few[:3])}: values of about {few[0][0]:g}, where the other dates of the series "
-        f"have about {many[len(many) // 2][0]:g}; are the units of the series mixed?"
+        f"{', '.join(files[i].name for i in few[:3])}: values of about {sizes[few[0]]:g}, where the other dates of the "
+        f"series have about {sizes[many[len(many) // 2]]:g}; are the units of the series mixed?"
     ]
 
 

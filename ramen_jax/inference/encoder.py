@@ -175,7 +175,8 @@ class Encoder:
         place = Place(to_sample(given, sensors, target_gsd), sensors, target_gsd)
         rows, columns = place.grid
         refuse_beyond_memory(
-            f"target GSD {target_gsd:g} m asks for {rows:,} x {columns:,} cells of {len(given)} modalities, "
+            f"target GSD {target_gsd:g} m asks for {rows:,} x {columns:,} cells of {len(given)} "
+            f"{'modality' if len(given) == 1 else 'modalities'}, "
             f"{place.tokens:,} tokens, which",
             4.0 * place.tokens * self.width * (6 + self.ramen.architecture.mlp_ratio),
             "use a coarser target GSD, or `python -m ramen_jax.embed`, which goes tile by tile",

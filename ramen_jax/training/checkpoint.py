@@ -276,7 +276,7 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def find(path: str | Path) -> Path:
     """The checkpoint folder meant by a workdir (its newest), a `checkpoints` folder, or one checkpoint itself."""
-    path = Path(path)
+    path = Path(path).expanduser()
     for folder in (path, path / "checkpoints"):
         if (folder / "meta").is_dir() and (folder / "params").is_dir():
             return folder

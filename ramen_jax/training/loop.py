@@ -166,7 +166,9 @@ class _Run:
         if found is None:
             state = self.program.create_state()
             if self.config.train.start_from:
-                state, told = initial.begin_with(state, Path(self.config.train.start_from), self.config)
+                state, told = initial.begin_with(
+                    state, Path(self.config.train.start_from).expanduser(), self.config
+                )
                 self.checkpoints.note(told)
             return state, 0, {}
         state, meta = found

@@ -16,9 +16,9 @@ def run(config: ConfigDict, folder: str, distributed: bool) -> int:
     if distributed:
         jax.distributed.initialize()
     enable_compilation_cache(config)
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if config.train.start_from and not (path / "checkpoints").is_dir():
-        initial.require(Path(config.train.start_from))
+        initial.require(Path(config.train.start_from).expanduser())
     workdir.claim(config, path)
     job = experiment.build(config, path)
     outcome = loop.run(job, path)

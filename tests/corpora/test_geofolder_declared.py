@@ -179,6 +179,17 @@ def test_complex_numbers_are_refused(tmp_path, dtype):
         read(tmp_path, eye(2), dtype="float32")
 
 
+def test_mixed_units_within_a_series_are_rejected_with_the_odd_date(tmp_path):
+    for index, date in enumerate(("20210102", "20210402", "20210802")):
+        values = scene(2, seed=index, dtype="float32") / (10_000 if index == 2 else 1)
+        write(tmp_path / f"source/eye/p_{date}.tif", values)
+    opened = corpus(tmp_path, {"eye": eye(2)}, {"eye": {"pattern": "eye/{id}_{date}.tif"}})
+    with pytest.raises(
+        BadItem, match=r"p_20210802\.tif: values of about 0\.2.*the units of the series are mixed"
+    ):
+        opened.read("p", "train")
+
+
 def test_two_files_of_one_date_are_no_series(tmp_path):
     for name in ("2021-04-02", "20210402", "20210802"):
         write(tmp_path / f"source/eye/p_{name}.tif", scene(2))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from rasterio.enums import ColorInterp
 
@@ -192,6 +193,29 @@ def test_what_is_no_measurement_of_the_sensor_is_refused(tmp_path):
     assert "gdalwarp -t_srs" in told
 
 
+def test_a_container_of_several_rasters_is_refused_with_their_names(tmp_path):
+    with rasterio.Env() as env:
+        if "netCDF" not in env.drivers():
+            pytest.skip("needs GDAL's netCDF driver")
+    flat = write(tmp_path / "flat.tif", scene(2))
+    rasterio.shutil.copy(flat, tmp_path / "two.nc", driver="netCDF")
+    with pytest.raises(
+        UserError, match=r"container of 2 rasters \(Band1, Band2\); .*gdal_translate 'netcdf:"
+    ):
+        read((tmp_path / "two.nc", eye(2)))
+    one, _ = hide(tmp_path / "one.tif", scene(1).astype(np.int16), gaps(), "tag", hidden=-9999)
+    rasterio.shutil.copy(one, tmp_path / "one.nc", driver="netCDF")
+    (found,), (valid,), _ = read((tmp_path / "one.nc", eye(1)))
+    np.testing.assert_array_equal(valid[0], gaps())
+    np.testing.assert_array_equal(found[0], np.where(gaps(), scene(1), 0))
+
+
+def test_a_place_that_its_coordinate_system_does_not_know_is_refused(tmp_path):
+    path = write(tmp_path / "a.tif", scene(2), crs="EPSG:4326")
+    with pytest.raises(UserError, match="cannot be turned into longitude and latitude; is its CRS right"):
+        read((path, eye(2)))
+
+
 def test_a_fourth_band_that_a_writer_calls_alpha_is_read_and_told(tmp_path):
     """GDAL tags the last of four 8-bit bands as alpha unless it is told otherwise."""
     values = scene(4).astype(np.uint8)
@@ -203,6 +227,12 @@ def test_a_fourth_band_that_a_writer_calls_alpha_is_read_and_told(tmp_path):
         assert valid.all()
         assert "tagged as alpha, but its values are no mask" in place.notes[0]
     np.testing.assert_array_equal(read((path, eye(4)))[0][0][0], values)
+    soft = np.linspace(0, 255, 1600).reshape(1, 40, 40).astype(np.uint8)
+    names = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    feathered = write(tmp_path / "b.tif", np.concatenate([values[:3], soft]), colours=names)
+    _, (valid,), place = read((feathered, eye(3)))
+    np.testing.assert_array_equal(valid[0], soft[0] > 0)
+    assert "tagged as alpha; where it is 0, nothing was measured" in place.notes[0]
 
 
 def test_the_units_of_a_series_must_agree(tmp_path):
