@@ -6,7 +6,9 @@ scores is ever fully masked and no gradient crosses a segment: foreign gradients
 Every backend gives the same results to rounding and leaves out the pairs of foreign segments:
 
     dense      all scores at once; the oracle, and every backend's way for rows of at most DENSE_LENGTH tokens
-    blockwise  CPU: tiles that follow the segments (`blockwise`)
+    blockwise  CPU: tiles that follow the segments
+    splash     TPU: JAX's splash attention
+    triton     GPU: a flash kernel in Pallas (gpu.py)
 
 The backend comes from the devices the program is made for (`backend_for`), never from those of the process that
 traces it. With a mesh, rows and heads are split before the backend is called, which then sees the shapes of one device.
@@ -23,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from ramen_jax.attention import blockwise, dense
+from ramen_jax.attention import blockwise, dense, gpu, splash
 from ramen_jax.console import USAGE, UserError, close_names
 
 DENSE_LENGTH = (
@@ -32,11 +34,13 @@ DENSE_LENGTH = (
 SAVED = dense.SAVED
 ROWS, HEADS = ("data", "fsdp"), "tensor"  # mesh axes
 
-BACKENDS: dict[str, Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]] = {
+BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "dense": dense.attend,
     "blockwise": blockwise.attend,
+    "splash": splash.attend,
+    "triton": gpu.attend,
 }
-PLATFORMS = {"cpu": "blockwise"}
+PLATFORMS = {"cpu": "blockwise", "tpu": "splash", "gpu": "triton", "cuda": "triton", "rocm": "triton"}
 
 
 def backend_for(platform: str) -> str:

@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ramen_jax.attention.blocks import NOBODY
 from ramen_jax.attention.dense import MASKED, SAVED
 
 QUERIES = 512  # of a tile; what is left of a segment goes in tiles of FEW_QUERIES
 FEW_QUERIES = 128
 WHOLE_KEYS = 1024  # of a tile that needs no mask (forward)
 KEYS = 256
-NOBODY = -1  # the id of places beyond the row
 
 Carry = tuple[jax.Array, ...]
 
