@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ COLOURS = {"blue": (430, 520), "green": (520, 600), "red": (610, 700), "nir": (7
 ALPHA_SHARE = 0.9  # of a true alpha band, this share of the pixels is opaque or transparent
 ALPHA_LOOK = 256  # pixels per side of the decimated reading that tells one
 SEVERAL_SHOWN = 4
+NUMBERED = re.compile(r"(band|layer|channel)?\d*")  # a description that says nothing
 
 Units = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -75,6 +76,13 @@ def declare(file: Any, sensor: Sensor, nodata_of_description: tuple[NoData, ...]
     path = Path(file.name)
     if file.count == 0:
         raise BadItem(file.name, _container(file))
+    for i, meaning in enumerate(file.colorinterp, 1):
+        if meaning == ColorInterp.palette:
+            raise BadItem(
+                file.name,
+                f"band {i} holds indices into a colour table (a palette), not measurements; expand it first with "
+                f"`gdal_translate -expand rgb {path.name} expanded.tif`",
+            )
     alphas = [i for i, meaning in enumerate(file.colorinterp, 1) if meaning == ColorInterp.alpha]
     alpha, notes = _alpha(file, alphas, len(sensor.bands))
     data = [i for i in file.indexes if i != alpha]
@@ -87,12 +95,6 @@ def declare(file: Any, sensor: Sensor, nodata_of_description: tuple[NoData, ...]
                 file.name,
                 f"band {i} holds complex numbers ({dtype}), of which no single part is a measurement; write their "
                 "amplitude or intensity first, as the sensor's statistics have it",
-            )
-        if file.colorinterp[i - 1] == ColorInterp.palette:
-            raise BadItem(
-                file.name,
-                f"band {i} holds indices into a colour table, not measurements; expand it first with "
-                f"`gdal_translate -expand rgb {path.name} expanded.tif`",
             )
     steps = {key for i in bands for key in file.tags(i) if key.startswith("NETCDF_DIM_")}
     varying = [key for key in sorted(steps) if len({file.tags(i).get(key) for i in bands}) > 1]
@@ -163,8 +165,8 @@ def _container(file: Any) -> str:
     shown = ", ".join(name.rpartition(":")[2] for name in inner[:SEVERAL_SHOWN])
     more = f" and {len(inner) - SEVERAL_SHOWN} more" if len(inner) > SEVERAL_SHOWN else ""
     return (
-        f"is a container of {len(inner)} rasters ({shown}{more}); write the one you mean to a file of its own: "
-        f"`gdal_translate '{inner[0]}' raster.tif`"
+        f"is a container of {len(inner)} rasters (subdatasets or variables {shown}{more}); write the one you mean to a "
+        f"file of its own: `gdal_translate '{inner[0]}' raster.tif`"
     )
 
 
@@ -184,18 +186,25 @@ def _alpha(file: Any, alphas: list[int], wanted: int) -> tuple[int | None, list[
 
 
 def _bands(file: Any, data: list[int], sensor: Sensor) -> tuple[list[int], list[str]]:
-    """The sensor's bands among the file's, by description where that is certain, else by position."""
+    """The sensor's bands among the file's, by what the file calls them where that is certain, else by position."""
     names = ", ".join(band.name for band in sensor.bands)
     aliases = _aliases(sensor.bands)
-    meant = {i: aliases.get(_plain(file.descriptions[i - 1] or "")) for i in data}
+    called = _called(file, data, aliases)
+    meant = {i: aliases.get(_plain(called[i])) for i in data}
     named = {index: [i for i in data if meant[i] == index] for index in range(len(sensor.bands))}
+    lost = [index for index, found in named.items() if not found]
+    nameless = [i for i in data if not called[i]]
+    if len(lost) == len(nameless) == 1 < len(data) == len(sensor.bands):
+        named[lost[0]] = nameless  # the one that is left
+    file_name = Path(file.name).name
+    described = ", ".join(called[i] or "nothing" for i in data)
     if all(len(found) == 1 for found in named.values()):
         order = [named[index][0] for index in range(len(sensor.bands))]
         if order == data:
             return order, []
         return order, [
-            f"{Path(file.name).name}: its bands are described as {_described(file, data)}; sensor '{sensor.name}' "
-            f"wants {names}, so bands {', '.join(map(str, order))} are read, in this order"
+            f"{file_name}: its bands are described as {described}; sensor '{sensor.name}' wants {names}, so bands "
+            f"{', '.join(map(str, order))} are read, in this order"
         ]
     if len(data) != len(sensor.bands):
         alpha = " and an alpha band" if len(data) < file.count else ""
@@ -208,11 +217,29 @@ def _bands(file: Any, data: list[int], sensor: Sensor) -> tuple[list[int], list[
         if other is not None and other != index:
             raise BadItem(
                 file.name,
-                f"band {i} is described as '{file.descriptions[i - 1]}', but band {i} of sensor '{sensor.name}' is "
+                f"band {i} is described as '{called[i]}', but band {i} of sensor '{sensor.name}' is "
                 f"'{sensor.bands[index].name}', and the other descriptions do not tell the order; describe every "
                 f"band as one of {names}",
             )
+    if all(called.values()) and not any(index is not None for index in meant.values()):
+        return data, [
+            f"{file_name}: its bands are described as {described}, which are no names of sensor '{sensor.name}'; they "
+            f"are read in the file's order as {names}"
+        ]
     return data, []
+
+
+def _called(file: Any, data: list[int], known: Container[str]) -> dict[int, str]:
+    """What a file calls its bands: descriptions, else colours unless they are the order that writers give unasked."""
+    called = {i: file.descriptions[i - 1] or "" for i in data}
+    for i, text in called.items():
+        if NUMBERED.fullmatch(_plain(text)) and _plain(text) not in known:
+            called[i] = ""
+    colours = [file.colorinterp[i - 1] for i in data]
+    if any(called.values()) or colours[:3] == [ColorInterp.red, ColorInterp.green, ColorInterp.blue]:
+        return called
+    primary = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    return {i: colour.name if colour in primary else "" for i, colour in zip(data, colours, strict=True)}
 
 
 def _aliases(bands: tuple[Band, ...]) -> dict[str, int]:
@@ -237,10 +264,6 @@ def _plain(name: str) -> str:
     """B02, b2 and "B 2" are one name."""
     letters = re.sub(r"[^a-z0-9]", "", name.lower())
     return re.sub(r"^b0+(?=\d)", "b", letters)
-
-
-def _described(file: Any, data: list[int]) -> str:
-    return ", ".join(str(file.descriptions[i - 1]) for i in data)
 
 
 def _masks(file: Any, bands: list[int]) -> tuple[int, ...]:

@@ -179,12 +179,20 @@ def physical(values_CxHxW: np.ndarray, declared: Declared) -> np.ndarray:
 
 def north_up(transform: Affine, height: int, width: int) -> tuple[bool, bool, Affine]:
     """(rows run from south to north, columns from east to west, the transform with neither); rotated ones stay."""
-    if transform.b or transform.d or transform.is_identity:
+    if rotated(transform, height, width) or transform.is_identity:
         return False, False, transform
     south_up, east_left = transform.e > 0, transform.a < 0
     left = transform.c + (transform.a * width if east_left else 0)
     top = transform.f + (transform.e * height if south_up else 0)
     return south_up, east_left, Affine(abs(transform.a), 0, left, 0, -abs(transform.e), top)
+
+
+def rotated(transform: Affine, height: int, width: int) -> bool:
+    """Whether rows or columns leave their axis by a hundredth of a pixel or more over the whole raster."""
+    return bool(
+        abs(transform.b) * height > 0.01 * abs(transform.a)
+        or abs(transform.d) * width > 0.01 * abs(transform.e)
+    )
 
 
 def location(crs: Any, transform: Affine, row: float, col: float) -> tuple[float, float] | None:

@@ -29,7 +29,7 @@ from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.declared import odd_units, typical_size, unplaced
 from ramen_jax.corpora.placement import Footprint, pixel_on_the_ground
-from ramen_jax.corpora.raster import SensorRaster, WarpedRaster, open_sensor_raster, physical
+from ramen_jax.corpora.raster import SensorRaster, WarpedRaster, open_sensor_raster, physical, rotated
 from ramen_jax.embedding.frames import date_of, find_frames, told
 from ramen_jax.embedding.token_grid import LayerGrid, plan_grid
 from ramen_jax.sensors import Sensor
@@ -270,7 +270,7 @@ def _open(file: Path, sensor: Sensor, stack: contextlib.ExitStack) -> SensorRast
         raise UserError(str(error)) from error
     if reader.crs is None:
         raise UserError(f"{file} {unplaced(reader.file)}")
-    if reader.transform.b or reader.transform.d:
+    if rotated(reader.transform, reader.height, reader.width):
         raise UserError(f"{file} is rotated against its coordinate system; straighten it with gdalwarp first")
     return reader
 

@@ -137,17 +137,45 @@ def colours(*names: str) -> Sensor:
 @pytest.mark.parametrize("target_gsd", [DIRECT, RESAMPLED])
 @pytest.mark.parametrize(
     "descriptions",
-    [("Blue", "GREEN", "red", "nir"), ("nir", "red", "green", "blue"), ("red", "nir", "blue", "green")],
+    [
+        ("Blue", "GREEN", "red", "nir"),
+        ("nir", "red", "green", "blue"),
+        ("red", "nir", "blue", "green"),
+        ("blue", "green", "red", ""),  # the one that is left
+        ("blue", "green", "red", "band 4"),
+    ],
 )
 def test_described_bands_are_read_in_the_sensor_s_order(tmp_path, descriptions, target_gsd):
     sensor = colours("red", "green", "blue", "nir")
     values = scene(4)
-    order = [[name.lower() for name in descriptions].index(band.name) for band in sensor.bands]
+    plain = [name.lower() if name and "band" not in name else "nir" for name in descriptions]
+    order = [plain.index(band.name) for band in sensor.bands]
     path = write(tmp_path / "a.tif", values, descriptions=descriptions)
     (found,), _, place = read((path, sensor), target_gsd=target_gsd)
     (expected,), _, _ = read((write(tmp_path / "b.tif", values[order]), sensor), target_gsd=target_gsd)
     np.testing.assert_array_equal(found, expected)
     assert any("its bands are described as" in note for note in place.notes)
+
+
+def test_colours_tell_the_order_unless_they_are_those_that_writers_give_unasked(tmp_path):
+    values = scene(3).astype(np.uint8)
+    order = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+    path = write(tmp_path / "a.tif", values, colours=order)
+    (found,), _, _ = read((path, colours("red", "green", "blue")))
+    np.testing.assert_array_equal(found[0], values[::-1])
+    unasked = write(tmp_path / "b.tif", values)
+    with rasterio.open(unasked) as file:
+        assert file.colorinterp[0] == ColorInterp.red
+    (found,), _, place = read((unasked, colours("nir", "red", "green")))  # a false-colour picture
+    np.testing.assert_array_equal(found[0], values)
+    assert not place.notes
+
+
+def test_names_that_are_not_the_sensor_s_are_told(tmp_path):
+    path = write(tmp_path / "a.tif", scene(2), descriptions=("B04", "B03"))
+    assert "which are no names of sensor 'colours'" in read((path, colours("green", "red")))[2].notes[0]
+    numbered = write(tmp_path / "b.tif", scene(2), descriptions=("Band 1", "Band 2"))
+    assert not read((numbered, colours("green", "red")))[2].notes
 
 
 def test_bands_are_found_among_more(tmp_path):
@@ -200,7 +228,8 @@ def test_a_container_of_several_rasters_is_refused_with_their_names(tmp_path):
     flat = write(tmp_path / "flat.tif", scene(2))
     rasterio.shutil.copy(flat, tmp_path / "two.nc", driver="netCDF")
     with pytest.raises(
-        UserError, match=r"container of 2 rasters \(Band1, Band2\); .*gdal_translate 'netcdf:"
+        UserError,
+        match=r"container of 2 rasters \(subdatasets or variables Band1, Band2\); .*gdal_translate 'netcdf:",
     ):
         read((tmp_path / "two.nc", eye(2)))
     one, _ = hide(tmp_path / "one.tif", scene(1).astype(np.int16), gaps(), "tag", hidden=-9999)
