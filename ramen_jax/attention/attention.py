@@ -18,6 +18,7 @@ Shape letters: B rows, L tokens, H heads, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,6 +114,11 @@ class Attention:
         """For the devices of a mesh, present or not."""
         return cls(backend_for(mesh.devices.flat[0].platform), mesh)
 
+    @property
+    def row_shards(self) -> int:
+        """Over how many devices the rows are split."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in ROWS)
+
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """`attention` on every device's own rows and heads.
 
@@ -123,11 +129,9 @@ class Attention:
             return attention(q, k, v, segment_ids, backend=self.backend)
         if segment_ids is None:
             segment_ids = jnp.ones(q.shape[:2], jnp.int32)
-        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        heads = self.mesh.shape[HEADS]
         for found, parts, what, axes in (
-            (q.shape[0], rows, "rows", "data x fsdp"),
-            (q.shape[2], heads, "attention heads", "tensor"),
+            (q.shape[0], self.row_shards, "rows", "data x fsdp"),
+            (q.shape[2], self.mesh.shape[HEADS], "attention heads", "tensor"),
         ):
             if found % parts:
                 raise UserError(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ramen_jax.attention.attention import Attention, backend_for
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.inference.images import Image, to_sample
 from ramen_jax.inference.places import TOKENS, Batch, Place, batches, token_maps
@@ -83,7 +84,9 @@ class Encoder:
         arrays = [
             {"encoder": jax.tree.map(jnp.asarray, dict(tree["encoder"]))} for tree in (params, statistics)
         ]
-        return cls(Ramen(architecture, recipe, with_decoder=False), sensors, facts, arrays[0], arrays[1])
+        attention = Attention(backend_for(jax.local_devices()[0].platform))
+        ramen = Ramen(architecture, recipe, with_decoder=False, attention=attention)
+        return cls(ramen, sensors, facts, arrays[0], arrays[1])
 
     @property
     def width(self) -> int:

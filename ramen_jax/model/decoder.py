@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ramen_jax.attention.attention import PORTABLE, Attention
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.encoder import TOP_EPS, Bands
 from ramen_jax.model.encodings import sincos, sincos_2d
@@ -34,11 +35,14 @@ CHUNK_VALUES = 1 << 26
 class RamenDecoder(nnx.Module):
     """RAMEN's decoder."""
 
-    def __init__(self, config: Architecture, recipe: Recipe, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: Architecture, recipe: Recipe, *, attention: Attention = PORTABLE, rngs: nnx.Rngs
+    ):
         dim = config.decoder_embed_dim
         if dim % 4:
             raise ValueError(f"decoder_embed_dim must be a multiple of 4 (positions in x and y), found {dim}")
         self.dim = dim
+        self.shards = attention.row_shards
         self.dtype = jnp.dtype(config.dtype)
         self.encodings = recipe.encodings
         self.embed = linear(config.embed_dim, dim, dtype=self.dtype, rngs=rngs)
@@ -46,7 +50,7 @@ class RamenDecoder(nnx.Module):
         self.projector = ChannelProjector(dim, encodings=recipe.encodings, rngs=rngs)
         self.resampler = ScaleResampler(dim, encodings=recipe.encodings, rngs=rngs)
         heads, ratio, eps = config.decoder_num_heads, config.mlp_ratio, config.block_eps
-        self.temporal_block = Block(dim, heads, ratio, eps, dtype=self.dtype, rngs=rngs)
+        self.temporal_block = Block(dim, heads, ratio, eps, dtype=self.dtype, attention=attention, rngs=rngs)
         self.temporal_norm = layer_norm(dim, TOP_EPS, rngs=rngs)
         self.transformer = Transformer(
             config.decoder_depth,
@@ -56,6 +60,7 @@ class RamenDecoder(nnx.Module):
             eps=eps,
             remat=config.remat,
             dtype=self.dtype,
+            attention=attention,
             rngs=rngs,
         )
         self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)
@@ -119,6 +124,7 @@ class RamenDecoder(nnx.Module):
                 ),
                 values_per_item=dates * hidden,
                 limit=CHUNK_VALUES,
+                shards=self.shards,
             )
         slots, side = images.down_rows_RxSxGxH.shape[1:3]
         grid = scatter_cells(bands_RxMxTxC, slot, cell, slots, side)

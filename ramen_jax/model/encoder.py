@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ramen_jax.attention.attention import PORTABLE, Attention
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.encodings import sincos_2d
 from ramen_jax.model.images import gather_cells, gather_slots, sampled, spread_slots, token_frames
@@ -34,7 +35,9 @@ TOP_EPS = 1e-6
 class RamenEncoder(nnx.Module):
     """RAMEN's encoder."""
 
-    def __init__(self, config: Architecture, recipe: Recipe, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: Architecture, recipe: Recipe, *, attention: Attention = PORTABLE, rngs: nnx.Rngs
+    ):
         dim = config.embed_dim
         if dim % (2 * HEADS):
             raise ValueError(
@@ -46,7 +49,7 @@ class RamenEncoder(nnx.Module):
         self.cls_token = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (dim,)))
         self.projector = ChannelProjector(dim, encodings=recipe.encodings, rngs=rngs)
         self.resampler = ScaleResampler(dim, encodings=recipe.encodings, rngs=rngs)
-        self.ltae = LTAE(dim, dropout=recipe.ltae_dropout, rngs=rngs)
+        self.ltae = LTAE(dim, dropout=recipe.ltae_dropout, shards=attention.row_shards, rngs=rngs)
         self.input_norm = layer_norm(dim, TOP_EPS, rngs=rngs)
         self.transformer = Transformer(
             config.depth,
@@ -56,6 +59,7 @@ class RamenEncoder(nnx.Module):
             eps=config.block_eps,
             remat=config.remat,
             dtype=self.dtype,
+            attention=attention,
             rngs=rngs,
         )
         self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)

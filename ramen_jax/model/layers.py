@@ -54,15 +54,21 @@ def sum_entries(x: jax.Array) -> jax.Array:
 
 
 def in_chunks(
-    function: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], *, values_per_item: int, limit: int
+    function: Callable[..., jax.Array],
+    arrays: tuple[jax.Array, ...],
+    *,
+    values_per_item: int,
+    limit: int,
+    shards: int = 1,
 ) -> jax.Array:
-    """`function(*arrays)` along axis 1, at most `limit` intermediate values at a time, recomputed backward.
+    """`function(*arrays)` along axis 1, at most `limit` intermediate values per device at a time, recomputed backward.
 
     `arrays` are [R, N, ...]; the function must treat the N items apart. `values_per_item` is the number of
-    intermediate values one item of one row needs. A short series at a coarse GSD runs in one piece.
+    intermediate values one item of one row needs. A short series at a coarse GSD runs in one piece. The R rows are
+    split over `shards` devices: the pieces follow from what one device holds, however many there are.
     """
     rows, items = arrays[0].shape[:2]
-    pieces = -(-rows * items * values_per_item // limit)
+    pieces = -(-rows * items * values_per_item // (limit * shards))
     if pieces <= 1:
         return function(*arrays)
     size = -(-items // pieces)

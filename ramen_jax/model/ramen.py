@@ -14,14 +14,16 @@ Shape letters: as in `ramen_jax.rows.batch`, and D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from ramen_jax.attention.attention import PORTABLE, Attention
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.decoder import RamenDecoder
 from ramen_jax.model.encoder import Bands, RamenEncoder
@@ -41,11 +43,17 @@ class Ramen:
         architecture: its sizes.
         recipe: every trap.
         with_decoder: False for an encoder alone; then there is no `decode` and no `loss`.
+        attention: the backend, and the devices that rows and heads are split over; see `on`.
     """
 
     architecture: Architecture
     recipe: Recipe
     with_decoder: bool = True
+    attention: Attention = PORTABLE
+
+    def on(self, mesh: Mesh) -> Ramen:
+        """The same model for the devices of a mesh, present or not."""
+        return replace(self, attention=Attention.on(mesh))
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Random parameters and initial statistics, float32."""
@@ -146,10 +154,10 @@ class Ramen:
         return sum(losses.values(), start=jnp.zeros(())), (losses, {"encoder": moved})
 
     def _new_encoder(self, rngs: nnx.Rngs) -> RamenEncoder:
-        return RamenEncoder(self.architecture, self.recipe, rngs=rngs)
+        return RamenEncoder(self.architecture, self.recipe, attention=self.attention, rngs=rngs)
 
     def _new_decoder(self, rngs: nnx.Rngs) -> RamenDecoder:
-        return RamenDecoder(self.architecture, self.recipe, rngs=rngs)
+        return RamenDecoder(self.architecture, self.recipe, attention=self.attention, rngs=rngs)
 
     @cached_property
     def _definitions(self) -> dict[str, nnx.GraphDef]:

@@ -85,8 +85,9 @@ class MaskedBatchNorm(nnx.Module):
 class LTAE(nnx.Module):
     """Temporal attention over the dates of one token; shared by every modality with a series."""
 
-    def __init__(self, dim: int, *, dropout: float, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, dropout: float, shards: int = 1, rngs: nnx.Rngs):
         self.dim = dim
+        self.shards = shards  # devices that the rows are split over
         self.dropout = dropout
         normal = nnx.initializers.normal((2.0 / KEY_DIM) ** 0.5)
         self.input = linear(dim, dim, rngs=rngs)
@@ -138,6 +139,7 @@ class LTAE(nnx.Module):
             (inputs_RxNxTxK, dates_RxNxT, valid_RxNxT, keep_RxNxTxA),
             values_per_item=dates_count * self.dim,
             limit=CHUNK_VALUES,
+            shards=self.shards,
         )
         token_valid_RxN = jnp.any(valid_RxNxT, axis=2)
         for layer, norm in zip(self.layers, self.norms, strict=True):

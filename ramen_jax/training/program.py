@@ -71,7 +71,7 @@ class Program:
         evaluated: Mapping[str, Inputs] | None = None,
         logical_axes: rules.LogicalAxes = rules.logical_axes,
     ) -> None:
-        self.config, self.model, self.mesh = config, model, mesh
+        self.config, self.model, self.mesh = config, model.on(mesh), mesh
         self.inputs = {"step": dict(inputs), "evaluation": dict(evaluated or {})}
         for name, given in [*inputs.items(), *self.inputs["evaluation"].items()]:
             _check_rows(config, mesh, name, jax.tree.leaves(given.rows)[0].shape[0])

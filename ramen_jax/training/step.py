@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 Tree = Any  # nested dicts of arrays, string keys only (they survive any checkpoint format)
 Metrics = dict[str, jax.Array]
@@ -32,6 +33,9 @@ class State(NamedTuple):
 
 class Model(Protocol):
     """What the step needs of a model; `ramen_jax.model.ramen.Ramen` is one."""
+
+    def on(self, mesh: Mesh) -> "Model":
+        """The same model for the devices of a mesh."""
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """-> params, statistics."""

@@ -34,6 +34,9 @@ class ToyRows(NamedTuple):
 class ToyModel:
     """The functional face of the real model over two layers and a running mean."""
 
+    def on(self, mesh):
+        return self
+
     def init(self, key):
         keys = jax.random.split(key, 2)
         params = {
