@@ -23,7 +23,7 @@ def in_whole_blocks(
 
 
 def block_ranges(ids_BxP: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Block i of a row shares ids with blocks of [first[i], last[i]) only; both [B, N] int32. It is mutual.
+    """Block i of a row shares ids with blocks of [first[i], last[i]) only; both [B, N] int32.
 
     Two blocks can only share an id where their intervals of ids overlap. Ids may come in any order; in rows whose ids
     rise, padding last, no block too many is named.
