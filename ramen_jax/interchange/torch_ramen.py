@@ -17,8 +17,8 @@ order of work is not: resampling acts on each channel alone and everything up to
 the C raw channels are resampled first and projector, experts and the input layer of the temporal encoder become one
 C x D affine map. Features are the same to rounding; no array of width D exists at the images' own resolution.
 
-`model.half()`, `model.bfloat16()` and autocast speed up the transformer; pixels, resampling and the temporal encoder
-are float32 always, since stored values and day numbers do not fit in less.
+`model.half()`, `model.bfloat16()` and autocast speed up the transformer's products; pixels, resampling, the temporal
+encoder, sums and norms are float32 always, since stored values and day numbers do not fit in less. So are the features.
 
 Shape letters: B batch, T dates, C bands, H, W pixels, N tokens of one modality (rows * columns), L all tokens and the
 class token, D width, G heads of the temporal encoder.
@@ -384,6 +384,15 @@ class TemporalEncoder(nn.Module):
         return x_NxD
 
 
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm in float32, its result in the precision of the parameters."""
+    weight = norm.get_parameter("weight")
+    normed = F.layer_norm(
+        x, norm.normalized_shape, weight.float(), norm.get_parameter("bias").float(), norm.eps
+    )
+    return normed.to(weight.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -419,8 +428,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(width, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        """[B, L, D] float32 -> float32: sums and norms are exact, products in the precision of the parameters."""
+        x = x + self.attn(_normed(self.norm1, x)).float()
+        return x + self.mlp(_normed(self.norm2, x)).float()
 
 
 class RamenEncoder(nn.Module):
@@ -460,6 +470,16 @@ class RamenEncoder(nn.Module):
             [Block(width, sizes["num_heads"], ratio, eps) for _ in range(sizes["depth"])]
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def half(self) -> RamenEncoder:
+        """The blocks in float16; what makes tokens of pixels stays as exact as it is."""
+        self.blocks.half()
+        return self
+
+    def bfloat16(self) -> RamenEncoder:
+        """The blocks in bfloat16; what makes tokens of pixels stays as exact as it is."""
+        self.blocks.bfloat16()
+        return self
 
     def forward(
         self,
@@ -628,7 +648,7 @@ class RamenEncoder(nn.Module):
         for index, block in enumerate(self.blocks):
             x_BxLxD = block(x_BxLxD)
             if index == len(self.blocks) - 1:
-                x_BxLxD = self.norm(x_BxLxD)
+                x_BxLxD = _normed(self.norm, x_BxLxD).float()
             if index in layers:
                 kept[index] = self._maps(x_BxLxD, list(images), geometry)
         missing = [index for index in layers if index not in kept]
@@ -646,7 +666,7 @@ class RamenEncoder(nn.Module):
         frames: Mapping[str, Tensor],
         valid: Mapping[str, Tensor],
     ) -> Tensor:
-        """What the blocks read, in their precision: [B, L, D]; made in float32."""
+        """What the blocks read: [B, L, D] float32."""
         tokens = []
         gain, shift = (parameter.float() for parameter in (self.in_norm.weight, self.in_norm.bias))
         for name, image_BxTxCxHxW in images.items():
@@ -670,7 +690,7 @@ class RamenEncoder(nn.Module):
                 F.layer_norm(x_BxNxD, (self.width,), gain, shift, self.in_norm.eps) + geometry.position_NxD
             )
         cls_BxD = self.cls_token.float().expand(tokens[0].shape[0], -1, -1)
-        return torch.cat([cls_BxD, *tokens], dim=1).to(self.cls_token.dtype)
+        return torch.cat([cls_BxD, *tokens], dim=1)
 
     def _maps(self, x_BxLxD: Tensor, names: Sequence[str], geometry: Geometry) -> dict[str, Tensor]:
         batch, _, width = x_BxLxD.shape
