@@ -115,7 +115,7 @@ def load_description(name: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected a mapping with the key kind (one of {', '.join(KINDS)})", USAGE)
     if isinstance(description.get("sensors"), str):
         # A file of user sensors is named relative to the description that uses it.
-        description["sensors"] = str((path.parent / description["sensors"]).resolve())
+        description["sensors"] = str((path.parent / Path(description["sensors"]).expanduser()).resolve())
     return {"name": path.stem, **description}
 
 

@@ -47,7 +47,7 @@ def prepare(
     Errors: UserError when the description or the source is wrong, when no good sample is left, or when `output`
     holds this corpus prepared with other settings.
     """
-    folder = Path(output)
+    folder = Path(output).expanduser()
     description = describe(entry, recipe)
     if _is_prepared(folder, description):
         return folder
@@ -59,10 +59,11 @@ def prepare(
             return folder
         rejected: list[BadItem] = []
         if unpack_to is not None:
-            rejected = unpack(find_archives(source), Path(unpack_to))
+            unpacked = Path(unpack_to).expanduser()
+            rejected = unpack(find_archives(source), unpacked)
             for item in rejected:
                 print(f"WARNING: {item}", file=sys.stderr)
-            source = Path(unpack_to).absolute()
+            source = unpacked.absolute()
         _build(
             description, source, folder, rejected, workers or os.cpu_count() or 1, _beam(runner, beam_options)
         )
