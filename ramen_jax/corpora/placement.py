@@ -47,7 +47,8 @@ def wrong_pixel_size(place: Footprint, gsd: float) -> str:
         math.hypot(place.transform.a, place.transform.d),
         math.hypot(place.transform.b, place.transform.e),
     ]
-    candidates = [] if place.crs.is_geographic else [nominal]
+    metres = place.crs.linear_units_factor[1] if place.crs.is_projected else 0.0
+    candidates = [[side * metres for side in nominal]] if metres else []
     ground = pixel_on_the_ground(place)
     if ground is not None:
         candidates.append(ground)

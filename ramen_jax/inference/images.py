@@ -55,8 +55,7 @@ class Image:
                 f"an image must be [T, C, H, W] or [C, H, W], none of them 0, found shape {array.shape}"
             )
         masked = masked_pixels(array)
-        # Files give any byte order; every byte is in its place from here on.
-        self.values = np.asarray(np.ma.getdata(array)).astype(array.dtype.newbyteorder("="), copy=False)
+        self.values = np.asarray(np.ma.getdata(array))
         frames, _, height, width = array.shape
         days = [0] * frames if dates is None else [day_of_year(date) for date in _listed(dates)]
         if len(days) != frames:

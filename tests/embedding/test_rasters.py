@@ -94,6 +94,12 @@ def test_rows_and_columns_may_run_either_way(tmp_path, rows_up, columns_left, wa
         file.transform = transform
     (found,), (valid,), place = read((path, eye(4)), target_gsd=target_gsd)
     (expected,), (measured,), wanted = read((north, eye(4)), target_gsd=target_gsd)
+    with contextlib.ExitStack() as stack:
+        layer = open_place([("m", path, eye(4))], target_gsd, stack, 8).layers[0]
+        part, grid = layer.read((2, 9, 4, 11)), layer.grid
+    window = (slice(grid.start(2), grid.end(9)), slice(grid.start(4), grid.end(11)))
+    np.testing.assert_array_equal(part.valid, valid[:, *window])
+    np.testing.assert_array_equal(np.where(part.valid[:, None], part.values, 0), found[:, :, *window])
     np.testing.assert_array_equal(valid, measured)
     np.testing.assert_allclose(found, expected, atol=1)
     assert place.transform == wanted.transform

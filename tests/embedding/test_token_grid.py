@@ -28,11 +28,14 @@ RATIOS = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
-@given(*(PIXELS, PIXELS, GSDS, RATIOS, st.lists(GSDS, max_size=2), st.integers(1, 16), st.integers(1, 60)))
-def test_every_window_gives_the_tokens_asked_for(height, width, gsd, ratio, others, max_step, tile):
+@given(
+    *(PIXELS, PIXELS, GSDS, RATIOS, st.lists(GSDS, max_size=2), st.integers(1, 16), st.integers(1, 60)),
+    st.sampled_from([1.0, 1.0, 1.3, 0.77]),
+)
+def test_every_window_gives_the_tokens_asked_for(height, width, gsd, ratio, others, max_step, tile, stretch):
     """Catches `round` in the place of `ceil` at a window's end, and a step that only fits inside the grid."""
     target = gsd * ratio
-    extent = (height * gsd, width * gsd)
+    extent = (height * gsd, width * gsd * stretch)  # stretched: pixels that are not square on the ground
     gsds = [gsd, *others]
     assume(min(tokens_over(side, target) for side in extent) >= 1)
     assume(target >= gsd / sampling.FINEST)
