@@ -29,8 +29,8 @@ from ramen_jax.attention.blocks import NOBODY
 from ramen_jax.attention.dense import MASKED, SAVED
 
 QUERIES = 512  # of a tile; what is left of a segment goes in tiles of FEW_QUERIES
-FEW_QUERIES = 128
-WHOLE_KEYS = 1024  # of a tile that needs no mask (forward)
+FEW_QUERIES = 64
+WHOLE_KEYS = 1024  # of a tile that needs no mask
 KEYS = 256
 
 Carry = tuple[jax.Array, ...]
@@ -116,6 +116,25 @@ def _over_tiles(
     return jax.lax.fori_loop(0, segments.number, run, carry)
 
 
+def _over_keys(
+    run: Run,
+    queries: int,
+    length: int,
+    keys: Callable[[int, bool, jax.Array, Carry], Carry],
+    state: Carry,
+) -> Carry:
+    """`keys(size, masked, start, state)` for tiles that cover the keys of a run's segment."""
+    first = run.first
+    if queries == QUERIES and length >= WHOLE_KEYS:
+        whole = run.alone * ((run.last - first) // WHOLE_KEYS)
+        state = jax.lax.fori_loop(
+            0, whole, lambda i, s, first=first: keys(WHOLE_KEYS, False, first + i * WHOLE_KEYS, s), state
+        )
+        first = first + whole * WHOLE_KEYS
+    parts = (run.last - first + KEYS - 1) // KEYS
+    return jax.lax.fori_loop(0, parts, lambda i, s: keys(KEYS, True, first + i * KEYS, s), state)
+
+
 def _over_heads(
     one: Callable[..., Carry], arrays: tuple[jax.Array, ...], segments: Segments
 ) -> tuple[jax.Array, ...]:
@@ -160,7 +179,6 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
         def tile(queries: int, begin: jax.Array, run: Run, written: Carry) -> Carry:
             out_PxD, log_total_P = written
             q_QxD = _cut(q_PxD, begin, queries)
-            first = run.first
 
             def keys(size: int, masked: bool, start: jax.Array, state: Carry) -> Carry:
                 top_Q, total_Q, sum_DxQ = state
@@ -175,16 +193,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
                 return new_Q, total_Q, sum_DxQ * fade_Q[None] + _cut(v_DxP, start, size, 1) @ weights_KxQ
 
             state = (jnp.full(queries, MASKED), jnp.zeros(queries), jnp.zeros((width, queries)))
-            if queries == QUERIES and length >= WHOLE_KEYS:
-                whole = run.alone * ((run.last - first) // WHOLE_KEYS)
-                state = jax.lax.fori_loop(
-                    0, whole, lambda i, s: keys(WHOLE_KEYS, False, first + i * WHOLE_KEYS, s), state
-                )
-                first = first + whole * WHOLE_KEYS
-            parts = (run.last - first + KEYS - 1) // KEYS
-            top_Q, total_Q, sum_DxQ = jax.lax.fori_loop(
-                0, parts, lambda i, s: keys(KEYS, True, first + i * KEYS, s), state
-            )
+            top_Q, total_Q, sum_DxQ = _over_keys(run, queries, length, keys, state)
             out_PxD = _put(out_PxD, begin, (sum_DxQ / total_Q[None]).T)
             return out_PxD, _put(log_total_P, begin, top_Q + jnp.log(total_Q))
 
@@ -203,7 +212,7 @@ def _attend_forward(
 
 def _attend_backward(saved: tuple, grad: jax.Array) -> tuple:
     q, k, v, segment_ids, out, log_total = saved
-    width = q.shape[3]
+    length, width = q.shape[1], q.shape[3]
     scale = width**-0.5
     dot = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
@@ -219,21 +228,20 @@ def _attend_backward(saved: tuple, grad: jax.Array) -> tuple:
             inside_Q = begin + jnp.arange(queries, dtype=jnp.int32) < run.end
             log_total_Q = jnp.where(inside_Q, _cut(log_total_P, begin, queries), jnp.inf)
 
-            def keys(i: jax.Array, state: Carry) -> Carry:
+            def keys(size: int, masked: bool, start: jax.Array, state: Carry) -> Carry:
                 grad_q_DxQ, grad_k_PxD, grad_v_PxD = state
-                start = run.first + i * KEYS
-                same_K = _cut(ids_P, start, KEYS) == ids_P[begin]
-                scores_KxQ = _cut(k_PxD, start, KEYS) @ q_QxD.T
-                weights_KxQ = jnp.where(same_K[:, None], jnp.exp(scores_KxQ - log_total_Q[None]), 0.0)
-                grad_weights_KxQ = _cut(v_PxD, start, KEYS) @ grad_QxD.T
+                weights_KxQ = jnp.exp(_cut(k_PxD, start, size) @ q_QxD.T - log_total_Q[None])
+                if masked:
+                    same_K = _cut(ids_P, start, size) == ids_P[begin]
+                    weights_KxQ = jnp.where(same_K[:, None], weights_KxQ, 0.0)
+                grad_weights_KxQ = _cut(v_PxD, start, size) @ grad_QxD.T
                 grad_scores_KxQ = weights_KxQ * (grad_weights_KxQ - dot_Q[None])
-                grad_v_PxD = _put(grad_v_PxD, start, _cut(grad_v_PxD, start, KEYS) + weights_KxQ @ grad_QxD)
-                grad_k_PxD = _put(grad_k_PxD, start, _cut(grad_k_PxD, start, KEYS) + grad_scores_KxQ @ q_QxD)
-                return grad_q_DxQ + _cut(k_DxP, start, KEYS, 1) @ grad_scores_KxQ, grad_k_PxD, grad_v_PxD
+                grad_v_PxD = _put(grad_v_PxD, start, _cut(grad_v_PxD, start, size) + weights_KxQ @ grad_QxD)
+                grad_k_PxD = _put(grad_k_PxD, start, _cut(grad_k_PxD, start, size) + grad_scores_KxQ @ q_QxD)
+                return grad_q_DxQ + _cut(k_DxP, start, size, 1) @ grad_scores_KxQ, grad_k_PxD, grad_v_PxD
 
             state = (jnp.zeros((width, queries)), grad_k_PxD, grad_v_PxD)
-            parts = (run.last - run.first + KEYS - 1) // KEYS
-            grad_q_DxQ, grad_k_PxD, grad_v_PxD = jax.lax.fori_loop(0, parts, keys, state)
+            grad_q_DxQ, grad_k_PxD, grad_v_PxD = _over_keys(run, queries, length, keys, state)
             return _put(grad_q_PxD, begin, grad_q_DxQ.T * scale), grad_k_PxD, grad_v_PxD
 
         return _over_tiles(segments, tile, (jnp.zeros_like(q_PxD),) * 3)
