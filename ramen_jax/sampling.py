@@ -43,18 +43,19 @@ def grid_size(pixels: int, native_gsd: float, target_gsd: float) -> int:
             pixel. A command shows it as one line.
     """
     _check(pixels, native_gsd, target_gsd)
-    grid = int(pixels * (native_gsd / target_gsd))
+    quotient = pixels * (native_gsd / target_gsd)
+    if quotient > FINEST * pixels:
+        raise UserError(
+            f"target GSD {target_gsd:g} m asks for {quotient:,.0f} cells along {pixels} pixels of {native_gsd:g} m; "
+            f"the limit is {FINEST} cells per pixel and axis, a target GSD of at least {native_gsd / FINEST:g} m "
+            "(is it given in metres?)",
+            USAGE,
+        )
+    grid = int(quotient)
     if grid < 1:
         raise UserError(
             f"target GSD {target_gsd:g} m leaves an empty grid: the image is {pixels} px of {native_gsd:g} m, "
             f"{pixels * native_gsd:g} m across; use a target GSD of at most {pixels * native_gsd:g} m",
-            USAGE,
-        )
-    if grid > FINEST * pixels:
-        raise UserError(
-            f"target GSD {target_gsd:g} m asks for {grid:,} cells along {pixels} pixels of {native_gsd:g} m; the limit "
-            f"is {FINEST} cells per pixel and axis, a target GSD of at least {native_gsd / FINEST:g} m (is it given in "
-            "metres?)",
             USAGE,
         )
     return grid

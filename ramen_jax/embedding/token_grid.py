@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ramen_jax import sampling
 from ramen_jax.console import USAGE, UserError
+from ramen_jax.limits import size
 
 TOLERANCE = 1e-6
 # A hair more than the pixel size, so that the truncation of a whole number of tokens never loses one.
@@ -69,19 +70,21 @@ def plan_grid(
     """
     if not (target_gsd > 0 and math.isfinite(target_gsd)):
         raise UserError(f"the target GSD is {target_gsd:g}, expected metres per token above 0", USAGE)
+    finest = gsds[0] / sampling.FINEST
+    if target_gsd < finest:
+        rows_asked, columns_asked = (side / target_gsd for side in extent)
+        cells = rows_asked * columns_asked
+        raise UserError(
+            f"target GSD {target_gsd:g} m asks for {cells:,.0f} cells, {rows_asked:,.0f} x {columns_asked:,.0f}, "
+            f"{size(4.0 * cells)} for each feature, over pixels of {gsds[0]:g} m; the limit is {sampling.FINEST} cells "
+            f"per pixel and axis, a target GSD of at least {finest:g} m (is it given in metres?)",
+            USAGE,
+        )
     rows, columns = (tokens_over(side, target_gsd) for side in extent)
     if rows < 1 or columns < 1:
         raise UserError(
             f"target GSD {target_gsd:g} m is larger than the image, {extent[1]:g} x {extent[0]:g} m; use at most "
             f"{min(extent):g} m",
-            USAGE,
-        )
-    finest = gsds[0] / sampling.FINEST
-    if target_gsd < finest:
-        raise UserError(
-            f"target GSD {target_gsd:g} m asks for {rows * columns:,} cells, {rows:,} x {columns:,}, over pixels of "
-            f"{gsds[0]:g} m; the limit is {sampling.FINEST} cells per pixel and axis, a target GSD of at least "
-            f"{finest:g} m (is it given in metres?)",
             USAGE,
         )
     step = 1

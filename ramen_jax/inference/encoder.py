@@ -176,12 +176,13 @@ class Encoder:
             raise UserError("no image given", USAGE)
         sensors = {name: self.sensor(image.sensor or name) for name, image in given.items()}
         place = Place(to_sample(given, sensors, target_gsd), sensors, target_gsd)
-        rows, columns = place.grid
+        name, first = next(iter(given.items()))
+        rows, columns = (side * (sensors[name].gsd / target_gsd) for side in first.values.shape[2:])
+        tokens = len(given) * rows * columns
         refuse_beyond_memory(
-            f"target GSD {target_gsd:g} m asks for {rows:,} x {columns:,} cells of {len(given)} "
-            f"{'modality' if len(given) == 1 else 'modalities'}, "
-            f"{place.tokens:,} tokens, which",
-            4.0 * place.tokens * self.width * (6 + self.ramen.architecture.mlp_ratio),
+            f"target GSD {target_gsd:g} m asks for {rows:,.0f} x {columns:,.0f} cells of {len(given)} "
+            f"{'modality' if len(given) == 1 else 'modalities'}, {tokens:,.0f} tokens, which",
+            4.0 * tokens * self.width * (6 + self.ramen.architecture.mlp_ratio),
             "use a coarser target GSD, or `python -m ramen_jax.embed`, which goes tile by tile",
             device_memory(),
         )

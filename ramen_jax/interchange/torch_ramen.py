@@ -575,17 +575,17 @@ class RamenEncoder(nn.Module):
     ) -> Geometry:
         """Grid, positions and sampling matrices for images of (H, W) pixels; the first defines the grid."""
         first = next(iter(sizes))
+        gsd = sensors[first].gsd
+        if target_gsd * FINEST < gsd:
+            raise ValueError(
+                f"target GSD {target_gsd:g} m asks for {gsd / target_gsd:,.0f} cells per pixel and axis of '{first}', "
+                f"whose pixels have {gsd:g} m; the limit is {FINEST}, a target GSD of at least {gsd / FINEST:g} m"
+            )
         rows, columns = (int(size * (sensors[first].gsd / target_gsd)) for size in sizes[first])
         if rows < 1 or columns < 1:
             extent = min(sizes[first]) * sensors[first].gsd
             raise ValueError(
                 f"target GSD {target_gsd:g} m is larger than the image '{first}', {extent:g} m across"
-            )
-        if target_gsd * FINEST < sensors[first].gsd:
-            raise ValueError(
-                f"target GSD {target_gsd:g} m asks for {rows:,} x {columns:,} cells over pixels of "
-                f"{sensors[first].gsd:g} m; the limit is {FINEST} cells per pixel and axis, a target GSD of at least "
-                f"{sensors[first].gsd / FINEST:g} m"
             )
         covered = {name: [side * sensors[name].gsd for side in size] for name, size in sizes.items()}
         for name, sides in covered.items():

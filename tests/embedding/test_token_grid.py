@@ -64,7 +64,7 @@ def test_any_target_gsd_below_the_image_works(target, image):
     assert grid.layers[0].working_gsd == pytest.approx(gsd, rel=0.5) or target < gsd
 
 
-@pytest.mark.parametrize("target", [0.001, 1e-4, 1e-12])
+@pytest.mark.parametrize("target", [0.001, 1e-4, 1e-12, 1e-320])
 def test_a_target_gsd_far_below_the_pixel_is_refused_with_figures(target):
     with pytest.raises(UserError, match=r"cells, .* over pixels of 1.6 m; the limit is 64"):
         plan_grid((102.4, 102.4), [1.6], target, 16)

@@ -126,7 +126,7 @@ def test_a_frame_without_a_measurement_is_left_out_by_both(models):
     np.testing.assert_allclose(theirs, without, atol=1e-4)
 
 
-@pytest.mark.parametrize("gsd", [0.0, -1.0, np.nan, np.inf, 1e-4, 500.0])
+@pytest.mark.parametrize("gsd", [0.0, -1.0, np.nan, np.inf, 1e-4, 1e-320, 500.0])
 def test_impossible_target_gsds_are_refused_by_both(models, gsd):
     for run, model in zip((run_ours, run_theirs), models, strict=True):
         assert run(model, "bare", pixels(0), [5, 100, 300], gsd) is None
