@@ -235,11 +235,11 @@ def _called(file: Any, data: list[int], known: Container[str]) -> dict[int, str]
     for i, text in called.items():
         if NUMBERED.fullmatch(_plain(text)) and _plain(text) not in known:
             called[i] = ""
-    colours = [file.colorinterp[i - 1] for i in data]
-    if any(called.values()) or colours[:3] == [ColorInterp.red, ColorInterp.green, ColorInterp.blue]:
+    colours = [file.colorinterp[i - 1].name for i in data]
+    unasked = colours[:3] == ["red", "green", "blue"] and "nir" not in colours
+    if any(called.values()) or unasked:
         return called
-    primary = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    return {i: colour.name if colour in primary else "" for i, colour in zip(data, colours, strict=True)}
+    return {i: colour if colour in COLOURS else "" for i, colour in zip(data, colours, strict=True)}
 
 
 def _aliases(bands: tuple[Band, ...]) -> dict[str, int]:
