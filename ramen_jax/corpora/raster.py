@@ -124,7 +124,7 @@ class WarpedRaster:
         self.name, self.declared = raster.name, raster.declared
         self.crs, self.transform = crs, transform
         self.height, self.width = shape
-        with _told(self.name):
+        with _told(self.name), _quiet():
             source = _view(raster, stack)
             self._view = stack.enter_context(
                 WarpedVRT(
@@ -164,7 +164,7 @@ def open_sensor_raster(
         BadItem: missing, no raster, or one that declares what cannot be used.
     """
     with _open(path) as file:
-        with _told(file.name):
+        with _told(file.name), _quiet():
             raster = SensorRaster(file, declare(file, sensor, nodata_of_description))
         yield raster
 
@@ -236,10 +236,9 @@ def _unreadable(name: str | Path, error: Exception) -> BadItem:
 
 @contextlib.contextmanager
 def _told(name: str | Path) -> Iterator[None]:
-    """GDAL's failures as BadItem, images without georeference as nothing special."""
+    """GDAL's failures as BadItem."""
     try:
-        with _quiet():
-            yield
+        yield
     except (rasterio.errors.RasterioError, OSError) as error:
         raise _unreadable(name, error) from error
 
@@ -314,7 +313,10 @@ def _vrt(file: Any, declared: Declared, mask: str | None) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Images without georeference are ordinary (SPOT in WorldStrat): no warning for each."""
+    """Images without georeference are ordinary (SPOT in WorldStrat): no warning for each.
+
+    For opening alone: pixels are read in other threads too, and warnings are the whole process's.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield
