@@ -151,6 +151,18 @@ def test_bfloat16_in_and_out(backend: str) -> None:
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=2e-2 * float(jnp.abs(theirs).max()))
 
 
+def test_memory_grows_with_the_length_and_not_with_its_square() -> None:
+    """(Mutant: the dense way for long rows.)"""
+
+    def temporary(length: int) -> int:
+        shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        program = with_gradients.lower(shape, shape, shape, shape, ids, backend="blockwise").compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(16_000) < 2.1 * temporary(8_000) < 100e6
+
+
 def test_short_rows_are_dense_bit_for_bit() -> None:
     q, k, v, _ = random_qkv(module.DENSE_LENGTH)
     for backend in BACKENDS:
