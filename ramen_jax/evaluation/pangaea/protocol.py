@@ -45,6 +45,8 @@ class Protocol:
         bands: `published`: DynamicEarthNet's near infrared is given as 705 nm and every radar orbit as ascending;
             `true`: the wavelengths and orbits of the sensors.
         spacenet7_gsd: metres per pixel that RAMEN is told for SpaceNet 7; the images have 4.
+        no_data: what a pixel without a measurement (NaN, or the files' own value) becomes: `zero`: the number 0, which
+            is then normalised like a measurement; `masked`: marked as such.
         focus_crop: `published`: may miss its pixel or leave the image by one; `corrected`: neither.
     Inference:
         tile_batch: tiles decoded at a time. `tiles`: how they are merged, see ramen_jax.evaluation.pangaea.tiling.
@@ -81,6 +83,7 @@ class Protocol:
     date_values: str = "published"
     bands: str = "published"
     spacenet7_gsd: float = 40.0
+    no_data: str = "zero"
     focus_crop: str = "published"
     tile_batch: int = 8
     tiles: str = "published"
@@ -117,6 +120,7 @@ CORRECTED = Protocol(
     date_values="day_of_year",
     bands="true",
     spacenet7_gsd=4.0,
+    no_data="masked",
     focus_crop="corrected",
     tiles="corrected",
     metrics="corrected",

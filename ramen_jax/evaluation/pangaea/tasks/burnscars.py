@@ -1,0 +1,64 @@
+"""HLS Burn Scars (IBM-NASA): Harmonized Landsat Sentinel-2 scenes of the USA, burnt or not.
+
+    {training,validation}/{scene}_merged.tif    6 bands, reflectance 0..1 (float32), 9999 = no data
+    {training,validation}/{scene}.mask.tif      0, 1, and -1 where nothing is known
+
+A tenth of `training`, drawn with a fixed seed, is the validation split; the folder `validation` is the test split.
+Scene names hold the day: subsetted_512x512_HLS.S30.T10SDH.2020248.v1.4.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ramen_jax.console import UserError
+from ramen_jax.corpora import BadItem
+from ramen_jax.corpora.raster import read_raster
+from ramen_jax.evaluation.pangaea.tasks.reading import held_out, read_label
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.samples import Sample
+
+_IMAGE, _MASK = "_merged.tif", ".mask.tif"
+_DAY = re.compile(r"\.\d{4}(\d{3})\.")
+
+
+class BurnScars(Task):
+    """See the module's docstring."""
+
+    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+        train, rejected = self._scenes("training")
+        test, more = self._scenes("validation")
+        rest, chosen = held_out(len(train), 0.1, seed=23)
+        complete = {scene for scene in train if (self.source / f"{scene}{_MASK}").is_file()}
+        splits = {
+            "train": [train[i] for i in rest if train[i] in complete],
+            "val": [train[i] for i in chosen if train[i] in complete],
+            "test": [scene for scene in test if (self.source / f"{scene}{_MASK}").is_file()],
+        }
+        return splits, rejected + more
+
+    def _scenes(self, folder: str) -> tuple[list[str], list[BadItem]]:
+        """Scenes in the order of their names, and those without a mask. The draw counts both."""
+        if not (self.source / folder).is_dir():
+            raise UserError(
+                f"task {self.name}: {self.source / folder}: no such folder, expected training and validation"
+            )
+        images = sorted((self.source / folder).glob(f"*{_IMAGE}"))
+        if not images:
+            raise UserError(f"task {self.name}: no file *{_IMAGE} in {self.source / folder}")
+        scenes = [f"{folder}/{path.name.removesuffix(_IMAGE)}" for path in images]
+        absent = [
+            Path(f"{scene}{_MASK}") for scene in scenes if not (self.source / f"{scene}{_MASK}").is_file()
+        ]
+        return scenes, [BadItem(mask, "the label is missing") for mask in absent]
+
+    def _read(self, item: str, split: str, draw: int) -> Example:
+        path = self.source / f"{item}{_IMAGE}"
+        raster = read_raster(path)
+        match = _DAY.search(path.name)
+        dates = self.one_date(int(match[1]) if match else 0)
+        spec = self.modalities[0]
+        image = self.make_image(raster.values[None].astype(spec.dtype), dates, spec.sensor.nodata, path)
+        location = raster.location(spec.height / 2, spec.width / 2)
+        return Example(Sample(item, {spec.name: image}, location), read_label(self.source / f"{item}{_MASK}"))
