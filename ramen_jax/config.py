@@ -25,7 +25,8 @@ OPEN_GROUPS: dict[str, Any] = {"temporal_dropout": 0.0, "max_dates": 0, "options
 # Keys that change how a run is executed or watched, not what it computes: a workdir may be continued with others.
 EXECUTION_KEYS = (
     *("checkpoint", "logging", "compile_cache", "sharding", "validation"),
-    *("data.workers", "data.prefetch", "data.max_bad_share", "train.stop_at", "train.skip_steps"),
+    *("data.workers", "data.prefetch", "data.max_bad_share", "data.verify"),
+    *("train.stop_at", "train.skip_steps", "train.from_scratch"),
 )
 
 
@@ -78,8 +79,10 @@ def default() -> ConfigDict:
     config.data.workers = 0
     # steps prepared ahead
     config.data.prefetch = 2
-    # share of unreadable samples above which the run stops
+    # share of unreadable samples above which the run stops, of all samples or clearly more of the newest 256
     config.data.max_bad_share = 0.01
+    # hash the files of the prepared corpora before the first step
+    config.data.verify = True
 
     # AdamW
     config.optimizer = ConfigDict()
@@ -115,6 +118,8 @@ def default() -> ConfigDict:
     config.train.start_from = ""
     # steps to leave out, e.g. one whose loss was not finite
     config.train.skip_steps = ()
+    # start at step 0 where an earlier run left something in the workdir, but no checkpoint to go on from
+    config.train.from_scratch = False
 
     config.validation = ConfigDict()
     # steps; 0: never. Same draws each time, on the corpora's validation split

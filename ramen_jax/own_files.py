@@ -70,13 +70,18 @@ def same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def content_hash(paths: Iterable[Path]) -> str:
     """SHA-256 over the content of files, in this order; what is no file counts by its name."""
     total = hashlib.sha256()
     for path in paths:
         if path.is_file():
-            with open(path, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+            total.update(bytes.fromhex(file_hash(path)))
         else:
             total.update(str(path).encode())
     return total.hexdigest()

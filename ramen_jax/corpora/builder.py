@@ -30,6 +30,7 @@ from ramen_jax.corpora import BadItem, Corpus, load_description, open_corpus, re
 from ramen_jax.corpora.records import EVERY_VARIANT
 from ramen_jax.corpora.shards import ShardJob, features, place_file, plan_shards, rejection, run_all
 from ramen_jax.corpora.statistics import BandStatistics
+from ramen_jax.own_files import file_hash
 from ramen_jax.samples import ModalitySpec
 
 REJECTED = "rejected.jsonl"
@@ -136,7 +137,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
                         "file": path.name,
                         "samples": len(part["ids"]),
                         "bytes": path.stat().st_size,
-                        "sha256": part.get("sha256") or records.file_hash(path),
+                        "sha256": part.get("sha256") or file_hash(path),
                     }
                 )
             _refuse_repeated(corpus, split, ids)
@@ -145,7 +146,7 @@ class CorpusBuilder(tfds.core.ShardBasedBuilder):
             entries[split] = {
                 "samples": len(ids),
                 "shards": shards,
-                "ids": {"file": listed.name, "sha256": records.file_hash(listed)},
+                "ids": {"file": listed.name, "sha256": file_hash(listed)},
             }
         write_lines(folder / REJECTED, lines)
         _refuse_empty(corpus, entries, lines)

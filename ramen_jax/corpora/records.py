@@ -11,18 +11,21 @@ Legend of shape suffixes: T dates, C bands, H rows, W columns.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
 
-from ramen_jax.console import UserError
+from ramen_jax.console import UserError, progress
+from ramen_jax.own_files import file_hash
 from ramen_jax.recipe import FIXED, Recipe
 from ramen_jax.samples import CorpusSpec, Image, ModalitySpec, Sample
 from ramen_jax.sensors import Sensor, sensor
@@ -32,6 +35,9 @@ MANIFEST = "manifest.json"
 EVERY_VARIANT = "all"  # statistics over all samples of a modality, whatever their variant
 MMEARTH_S2 = {"fixed": "mmearth_s2", "reference": "mmearth_s2_reference"}
 _MAGIC = b"RJR1"
+_NOT_AS_WRITTEN = "content differs from its sha256 in the manifest; delete the folder and prepare it again"
+_LONG_TO_HASH = 1 << 30  # bytes
+_HASHING = 8  # threads
 
 
 # -- records ---------------------------------------------------------------------------------------------------------
@@ -185,9 +191,15 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Place(NamedTuple):
+    """Where a sample lies."""
+
+    shard: Path
+    record: int
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}, record {self.record} ({self.id})"
 
 
 class Prepared(Sequence[Sample]):
@@ -199,7 +211,8 @@ class Prepared(Sequence[Sample]):
       recipe: which statistics (`statistics`), and whose wavelengths MMEarth's B8 and B8A carry.
 
     Errors: ValueError naming the file when the manifest is missing, was edited (its hash no longer matches), names a
-    file outside the folder, or a shard is missing or has another size.
+    file outside the folder, or a shard is missing or has another size. Contents are checked by `verify`, and of each
+    sample its id on reading.
     """
 
     def __init__(self, folder: str | os.PathLike[str], split: str = "train", recipe: Recipe = FIXED) -> None:
@@ -224,6 +237,7 @@ class Prepared(Sequence[Sample]):
         self._statistics = self._read_statistics(recipe.statistics)
         self.spec = self._read_spec(recipe)
         self._readers: dict[int, Any] = {}
+        self._id_lines: tuple[bytes, np.ndarray] | None = None
 
     def _read_statistics(self, which: str) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         return {
@@ -252,13 +266,47 @@ class Prepared(Sequence[Sample]):
         return self.read(index)
 
     def read(self, index: int, modalities: Collection[str] | None = None) -> Sample:
-        """One sample; with `modalities`, its images hold only these and the others are not unpacked."""
+        """One sample; with `modalities`, its images hold only these and the others are not unpacked.
+
+        Errors: ValueError naming shard, record and id when the record is damaged or is not the sample of that id.
+        """
+        shard, record, place = self._locate(index)
+        try:
+            sample = decode(record_of_example(self._reader(shard).read([record])[0]), modalities)
+        except Exception as error:  # whatever a damaged record raises
+            told = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"{place}: {type(error).__name__}: {told}") from error
+        if sample.id != place.id:
+            raise ValueError(
+                f"{place}: holds the sample {sample.id!r}; shard and id list do not belong together"
+            )
+        return sample
+
+    def place(self, index: int) -> Place:
+        """Where a sample lies, and the id that it must have."""
+        return self._locate(index)[2]
+
+    def _locate(self, index: int) -> tuple[int, int, Place]:
+        """Number of the shard, number of the record in it, and both for a person."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in {self.folder}, split {self.split}")
         index = int(index) % len(self)
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        return decode(record_of_example(self._reader(shard).read([index - first])[0]), modalities)
+        record = index - (int(self._ends[shard - 1]) if shard else 0)
+        text, ends = self._read_ids()
+        sample_id = json.loads(text[ends[index - 1] if index else 0 : ends[index]])
+        return shard, record, Place(self._shards[shard], record, sample_id)
+
+    def _read_ids(self) -> tuple[bytes, np.ndarray]:
+        """The list of ids as it is on disk, and the end of every line: millions of ids stay small."""
+        if self._id_lines is None:
+            entry = self.manifest["splits"][self.split]
+            text = self._ids.read_bytes()
+            ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
+            if hashlib.sha256(text).hexdigest() != entry["ids"]["sha256"] or len(ends) != len(self):
+                raise ValueError(f"{self._ids}: {_NOT_AS_WRITTEN}")
+            self._id_lines = text, ends
+        return self._id_lines
 
     def _reader(self, shard: int) -> Any:
         if shard not in self._readers:
@@ -268,13 +316,12 @@ class Prepared(Sequence[Sample]):
         return self._readers[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}}
+        return {**self.__dict__, "_readers": {}, "_id_lines": None}
 
     @property
     def ids(self) -> list[str]:
         """Sample ids in order."""
-        with open(self._ids) as file:
-            return [json.loads(line) for line in file]
+        return [json.loads(line) for line in self._read_ids()[0].splitlines()]
 
     def statistics(self, sample: Sample, modality: str) -> tuple[np.ndarray, np.ndarray]:
         """(mean [C], std [C]) float64 in physical units, of the sample's variant.
@@ -285,15 +332,32 @@ class Prepared(Sequence[Sample]):
         variant = sample.extra.get("variant", {}).get(modality, EVERY_VARIANT)
         return variants.get(variant, variants[EVERY_VARIANT])
 
+    def files(self) -> dict[Path, str]:
+        """Every file of the split with the hash that the manifest says."""
+        entry = self.manifest["splits"][self.split]
+        return {
+            inside(self.folder, file["file"]): file["sha256"] for file in [*entry["shards"], entry["ids"]]
+        }
+
     def verify(self) -> None:
         """Hashes every file of the split (reads all of it). Errors: ValueError naming the first file that differs."""
-        entry = self.manifest["splits"][self.split]
-        for file in [*entry["shards"], entry["ids"]]:
-            if file_hash(inside(self.folder, file["file"])) != file["sha256"]:
-                raise ValueError(
-                    f"{self.folder / file['file']}: content differs from its sha256 in the manifest; "
-                    "delete the folder and prepare it again"
-                )
+        verify_files(self.files())
+
+
+def verify_files(files: Mapping[Path, str], label: str = "verifying files") -> None:
+    """Hashes files, several at a time, with a progress bar where that takes a while.
+
+    Errors: ValueError naming the first that differs from its hash.
+    """
+    size = sum(path.stat().st_size for path in files)
+    bar = progress(len(files), label, "files") if size > _LONG_TO_HASH else None
+    with bar or contextlib.nullcontext(), ThreadPoolExecutor(_HASHING) as pool:
+        for (path, expected), found in zip(files.items(), pool.map(file_hash, files), strict=True):
+            if found != expected:
+                pool.shutdown(cancel_futures=True)
+                raise ValueError(f"{path}: {_NOT_AS_WRITTEN}")
+            if bar:
+                bar.advance()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -302,14 +366,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: missing; `python -m ramen_jax.prepare --output {folder}` writes it")
     try:
-        manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}")
-    if manifest.get("fingerprint") != fingerprint(manifest):
+    if not isinstance(manifest, dict):
         raise UserError(
-            f"{path}: its fingerprint no longer matches its content, it was edited; "
+            f"{path}: holds a {type(manifest).__name__}, expected the manifest of a prepared corpus"
+        )
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    try:
+        whole = manifest.get("fingerprint") == fingerprint(manifest)
+    except ValueError:  # NaN, which no manifest of ours holds
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path}: its fingerprint no longer matches its content, it was edited or damaged; "
             "delete the folder and prepare it again"
         )
     return manifest

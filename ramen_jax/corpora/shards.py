@@ -29,6 +29,7 @@ from ramen_jax import console
 from ramen_jax.corpora import BadItem, Corpus, check_sample, open_corpus, records
 from ramen_jax.corpora.records import EVERY_VARIANT
 from ramen_jax.corpora.statistics import BandStatistics
+from ramen_jax.own_files import file_hash
 from ramen_jax.samples import ModalitySpec, Sample
 
 SHARD_BYTES = 128 * 2**20  # of raw pixels, roughly; one process holds one shard in memory
@@ -73,10 +74,10 @@ class ShardJob:
             self.mark.write_text(item)
             with _time_limit():
                 samples = _read(corpus, item, self.split, rejected)
-            for sample in samples:
+            for sample, record in samples:
                 ids.append(sample.id)
                 _account(sample, corpus.modalities, statistics, shapes)
-                yield sample.id, {"record": records.encode(sample)}
+                yield sample.id, {"record": record}
         content = {
             "ids": ids,
             "rejected": rejected,
@@ -111,22 +112,29 @@ def _opened(description: str, source: str) -> Corpus:
     return open_corpus(json.loads(description), Path(source))
 
 
-def _read(corpus: Corpus, item: str, split: str, rejected: list[dict[str, str]]) -> list[Sample]:
-    """The good samples of an item; the others are listed with file and cause."""
+def _read(
+    corpus: Corpus, item: str, split: str, rejected: list[dict[str, str]]
+) -> list[tuple[Sample, bytes]]:
+    """The good samples of an item with their records; the others are listed with file and cause.
+
+    Whatever an item raises, reading or encoding, is its own: the corpus goes on without it.
+    """
     good = []
     try:
         for sample in corpus.read(item, split):
             try:
                 check_sample(sample, corpus.modalities, sample.id)
-                good.append(sample)
-            except BadItem as error:
-                rejected.append(rejection(split, item, error))
-    except BadItem as error:
-        rejected.append(rejection(split, item, error))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        # A library met something in a damaged file that the reader did not foresee: the same quarantine.
-        rejected.append(rejection(split, item, BadItem(item, f"{type(error).__name__}: {error}")))
+                good.append((sample, records.encode(sample)))
+            except Exception as error:
+                rejected.append(rejection(split, item, _as_bad_item(sample.id, error)))
+    except Exception as error:
+        rejected.append(rejection(split, item, _as_bad_item(item, error)))
     return good
+
+
+def _as_bad_item(where: str, error: Exception) -> BadItem:
+    """What a library met in a damaged file that the reader did not foresee: the same quarantine."""
+    return error if isinstance(error, BadItem) else BadItem(where, f"{type(error).__name__}: {error}")
 
 
 def rejection(split: str, item: str, error: BadItem) -> dict[str, str]:
@@ -165,7 +173,7 @@ def write_shard(job: ShardJob) -> None:
     unfinished = shard.with_name(f"{shard.name}.{os.getpid()}.part")
     shard_writer.write(job(), unfinished)
     # Hashed here, in parallel, rather than by whoever collects the shards.
-    records.write_json(part, {**json.loads(part.read_text()), "sha256": records.file_hash(unfinished)})
+    records.write_json(part, {**json.loads(part.read_text()), "sha256": file_hash(unfinished)})
     os.replace(unfinished, shard)
 
 

@@ -38,8 +38,9 @@ _MOST_DEATHS = 3  # of workers, without a batch between them
 class Source(Protocol):
     """Samples by number, as `records.Prepared`.
 
-    Two optional methods: `statistics(sample, modality)` returns the mean and standard deviation [C] of that sample's
-    variant, `read(index, modalities)` a sample that holds at least these modalities.
+    Optional methods: `statistics(sample, modality)` returns the mean and standard deviation [C] of that sample's
+    variant, `read(index, modalities)` a sample that holds at least these modalities, `place(index)` its shard, record
+    and id.
     """
 
     spec: CorpusSpec
@@ -56,7 +57,7 @@ class StepBatch(NamedTuple):
     corpus: str
     rows: Rows  # numpy
     ids: list[str]  # of the samples in it
-    bad: list[dict[str, Any]]  # samples left out: step, corpus, sample, id (if it could be read), cause
+    bad: list[dict[str, Any]]  # samples left out: step, corpus, sample, id, shard, record (as known), cause
     counters: dict[str, int]  # `moved_tokens`, see `packing.pack`
 
 
@@ -118,7 +119,7 @@ class StepSource:
             wanted.setdefault(view.sample, set()).update(view.modalities)
         read = {sample: self._read(name, sample, kept) for sample, kept in wanted.items()}
         rows: list[list[PackedView]] = []
-        bad: dict[int, dict[str, str]] = {}
+        bad: dict[int, dict[str, Any]] = {}
         for views in planned:
             rows.append([])
             for view in views:
@@ -126,7 +127,7 @@ class StepSource:
                 cause = found if isinstance(found, str) else unusable(spec, found, view)
                 if isinstance(found, str) or cause:
                     sample_id = "" if isinstance(found, str) else found.id
-                    bad[view.sample] = {"id": sample_id, "cause": cause}
+                    bad[view.sample] = {"id": sample_id, **self._place(name, view.sample), "cause": cause}
                 else:
                     rows[-1].append(self._ready(spec, found, view))
         began = time.perf_counter()
@@ -149,6 +150,17 @@ class StepSource:
             bad=[{"step": step, "corpus": name, "sample": sample, **why} for sample, why in bad.items()],
             counters=counters,
         )
+
+    def _place(self, corpus: str, number: int) -> dict[str, Any]:
+        """What can be said of where a sample lies."""
+        place_of = getattr(self.sources[corpus], "place", None)
+        if place_of is None:
+            return {}
+        try:
+            place = place_of(number)
+        except (OSError, ValueError):  # the list of ids is damaged itself, as the cause says
+            return {}
+        return {"id": place.id, "shard": place.shard.name, "record": place.record}
 
     def _read(self, corpus: str, number: int, modalities: set[str]) -> Sample | str:
         """A sample with at least these modalities, or why there is none."""

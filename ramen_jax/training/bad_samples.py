@@ -1,11 +1,21 @@
-"""Samples that could not be used: listed with their reasons, and a limit on their share."""
+"""Samples that could not be used: listed with their reasons, and a limit on their share.
+
+The limit holds for the whole run and for the newest samples: a disk that begins to fail late would hide behind a long
+good past.
+"""
 
 import json
+import math
+from collections import deque
 from pathlib import Path
 
 from ramen_jax.rows.pipeline import StepBatch
 
 FREE = 3  # so many bad samples never stop a run, however few were seen
+RECENT = 256  # samples that are looked at apart
+SIGMAS = (
+    5.0  # what chance may add among them: a run at the very limit would stop by it once in a million windows
+)
 
 
 class BadSamples:
@@ -20,22 +30,42 @@ class BadSamples:
     def __init__(self, path: Path, most: float, saved: dict[str, int]) -> None:
         self.path, self.most = path, most
         self.seen, self.bad = saved.get("seen", 0), saved.get("bad", 0)
+        self._recent: deque[tuple[int, int]] = deque()  # (seen, bad) of the newest batches
 
     def saved(self) -> dict[str, int]:
         return {"seen": self.seen, "bad": self.bad}
 
     def count(self, batch: StepBatch) -> str:
         """Counts a batch and lists its bad samples. Returns why the run must stop, or ""."""
-        self.seen += len(batch.ids) + len(batch.bad)
-        if not batch.bad:
+        seen, bad = len(batch.ids) + len(batch.bad), len(batch.bad)
+        self.seen += seen
+        self._recent.append((seen, bad))
+        while sum(seen for seen, _ in self._recent) - self._recent[0][0] >= RECENT:
+            self._recent.popleft()
+        if not bad:
             return ""
-        self.bad += len(batch.bad)
+        self.bad += bad
         with self.path.open("a") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in batch.bad)
-        share = self.bad / self.seen
-        if self.bad <= FREE or share <= self.most:
+        recent, recent_bad = (sum(column) for column in zip(*self._recent, strict=True))
+        expected = self.most * recent
+        if self.bad > FREE and self.bad > self.most * self.seen:
+            what = _share(self.bad, self.seen, "")
+        elif recent_bad > expected + SIGMAS * math.sqrt(expected) + FREE:
+            what = f"{_share(recent_bad, recent, 'newest ')} ({self.bad} of {self.seen} in all)"
+        else:
             return ""
         return (
-            f"{self.bad} of {self.seen} samples ({share:.1%}) could not be used, more than "
-            f"config.data.max_bad_share = {self.most:.1%}; they are listed with their reasons in {self.path}"
+            f"{what} could not be used, more than config.data.max_bad_share = {self.most:.1%}; "
+            f"they are listed with their reasons in {self.path}"
         )
+
+    def summary(self) -> str:
+        """A sentence for the end of a run, "" when no sample was left out."""
+        if not self.bad:
+            return ""
+        return f"{_share(self.bad, self.seen, '')} could not be used and were left out; they are listed in {self.path}"
+
+
+def _share(bad: int, seen: int, which: str) -> str:
+    return f"{bad} of {seen} {which}samples ({bad / seen:.1%})"

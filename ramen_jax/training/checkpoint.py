@@ -1,14 +1,20 @@
 """Checkpoints of a run: written in the background, restored strictly, never trusted blindly.
 
 A checkpoint is a folder {workdir}/checkpoints/{step} with the Orbax items params, statistics, opt_state and meta
-(JSON: step, config, recipe, sensors, data fingerprints, plan, the tree's shapes and dtypes, clock). `step` counts the
-steps done. Beside them, {workdir}/checkpoint_files/{step}.json lists the files and their sizes once a checkpoint is
-complete, so that a truncated one is recognised, set aside, and the previous one used.
+(JSON: step, config, recipe, sensors, data fingerprints, plan, the tree's shapes and dtypes, clock) and, written last,
+files.json with the hash of every file (`checkpoint_files.py`). `step` counts the steps done.
+
+Whether a checkpoint is damaged is told by its content alone, never by whether restoring it worked, and restoring moves
+nothing. A damaged one stays where it is until the first save of the run that went on from the one before it; it then
+goes to {workdir}/checkpoints_damaged, so that it takes no place among those that are kept.
 """
 
 import json
 import logging
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +25,15 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ramen_jax.console import DATA, UserError
+from ramen_jax.parallel import agree
 from ramen_jax.parallel.rules import flat_names
+from ramen_jax.training import checkpoint_files
 from ramen_jax.training.step import State
 
 ARRAYS = ("params", "statistics", "opt_state")
 FORMAT = 1
+SAVED = "saved.json"  # in the workdir: the newest step whose checkpoint was completed, and when
+NOTHING, UNREADABLE = -1, -2  # in the place of a step
 
 Note = Callable[[str], None]
 
@@ -58,20 +68,25 @@ class Checkpoints:
     """The checkpoints of one workdir. `note` is called with every sentence a person should read."""
 
     def __init__(self, workdir: Path, note: Note, keep_latest: int = 2, keep_best: int = 1) -> None:
-        self.folder = workdir.resolve() / "checkpoints"
-        self.lists = workdir.resolve() / "checkpoint_files"
-        self.damaged = workdir.resolve() / "checkpoints_damaged"
+        self.workdir = workdir.resolve()
+        self.folder = self.workdir / "checkpoints"
+        self.damaged = self.workdir / "checkpoints_damaged"
         self.note = note
         self.keep = (keep_latest, keep_best)
         self.failed: str = ""  # why the latest save failed, "" when it did not
+        self._unusable: dict[int, str] = {}  # damaged checkpoints -> why
         self._pending: int | None = None
+        self._listing: threading.Thread | None = None
+        self._not_listed: str = ""
+        self._manager: ocp.CheckpointManager | None = None  # made at the first save: it may delete
         quiet_libraries()
-        self._remove_unfinished()
-        self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         policies = ocp.checkpoint_managers
         latest, best = self.keep
+        self._set_aside()
+        self._remove_unfinished()
+        agree.together("checkpoints are in order")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
                 [
@@ -86,13 +101,13 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options, item_names=(*ARRAYS, "meta"))
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Steps of the checkpoints that were completed, oldest first."""
+        return steps_in(self.folder)
 
     def save(self, step: int, state: State, meta: Mapping[str, Any], loss: float) -> None:
         """Starts writing a checkpoint and returns as soon as the arrays are copied. A failure is noted, not raised."""
         self.wait()
-        if step in self.steps():
+        if step in self.steps() and step not in self._unusable:
             return
         if self.failed:
             self._remove_unfinished()
@@ -101,18 +116,98 @@ class Checkpoints:
         self.failed = ""
         self._pending = step
         try:
+            self._manager = self._manager or self._open()
             self._manager.save(step, args=ocp.args.Composite(**arguments), metrics={"loss": loss}, force=True)
         except Exception as error:  # whatever the disk does, the training goes on
             self._fail(step, error)
 
     def poll(self) -> None:
-        """Looks, without waiting, whether the save under way has ended or failed."""
-        if self._pending is not None and not self._manager.is_saving_in_progress():
-            self.wait()
+        """Looks, without waiting, whether the save under way has ended or failed; its files are then hashed."""
+        if (
+            self._pending is not None
+            and self._manager is not None
+            and not self._manager.is_saving_in_progress()
+        ):
+            self._end_save()
 
     def wait(self) -> None:
-        """Waits for the save under way; lists its files if it is complete, says loudly why it is not."""
-        if self._pending is None:
+        """Waits for the save under way and for the list of its files; says loudly why it failed."""
+        self._end_save()
+        if self._listing is not None:
+            self._listing.join()
+            self._listing = None
+        if self._not_listed:  # the checkpoint is whole; only later damage would not be seen
+            self.note(f"WARNING: {self._not_listed}")
+            self._not_listed = ""
+
+    def close(self) -> None:
+        """Waits for the save under way and stops the background threads."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+
+    def restore_latest(self, abstract: State, meta: Mapping[str, Any]) -> tuple[State, dict[str, Any]] | None:
+        """The newest checkpoint that is whole as (state, meta), or None when there is none at all.
+
+        `abstract`: shapes, dtypes and shardings of the state wanted here, on any number of devices. `meta`: "sensors",
+        "fingerprints" and "plan" of this run. Damaged checkpoints are told and passed over.
+
+        Raises:
+            UserError: every checkpoint is damaged; one that differs in any of the above, or in tree, shape or dtype
+                (differences are listed); one that is whole and could not be restored (memory, disk). Nothing is moved.
+        """
+        chosen = agree.from_primary(self._newest_whole() if jax.process_index() == 0 else 0)
+        if chosen == NOTHING:
+            return None
+        if chosen == UNREADABLE:
+            raise UserError(self.failed or f"no checkpoint in {self.folder} can be used", DATA)
+        folder = self.folder / str(chosen)
+        try:
+            found = _restore_json(folder / "meta")
+            refuse_differences(folder, found, {"tree": describe_tree(abstract), **meta})
+            arrays = {item: _restore_arrays(folder / item, getattr(abstract, item)) for item in ARRAYS}
+        except UserError:
+            raise
+        except Exception as error:  # tensorstore and Orbax raise many types
+            raise UserError(
+                f"checkpoint {folder} could not be restored ({_first_line(error)}); nothing was moved or changed. If "
+                "memory or the disk was the cause, start again when it is gone; to go on from an earlier checkpoint, "
+                "move this one elsewhere",
+                DATA,
+            ) from error
+        place = abstract.step.sharding
+        step, alive = jax.device_put(jnp.int32(chosen), place), jax.device_put(jnp.bool_(True), place)
+        return State(step, alive, *(arrays[item] for item in ARRAYS)), found
+
+    def _newest_whole(self) -> int:
+        """Step of the newest checkpoint that is what was written, NOTHING, or UNREADABLE (with `failed` saying why)."""
+        steps = self.steps()
+        for step in reversed(steps):
+            folder = self.folder / str(step)
+            try:
+                content = checkpoint_files.compare(folder)
+            except (OSError, MemoryError) as error:
+                self.failed = f"checkpoint {folder} cannot be read: {_first_line(error)}; nothing was moved"
+                return UNREADABLE
+            if not content.problem:
+                if not content.verified:
+                    self.note(unverified(folder))
+                return step
+            self._unusable[step] = content.problem
+            before = "using the one before it" if step != steps[0] else "there is none before it"
+            self.note(f"WARNING: checkpoint {folder} is damaged ({content.problem}); {before}")
+        if not steps:
+            return NOTHING
+        told = "; ".join(f"step {step}: {problem}" for step, problem in self._unusable.items())
+        self.failed = (
+            f"no checkpoint of {self.folder} is whole ({told}); restore one from a copy, or move them elsewhere and "
+            "start from step 0 with --config.train.from_scratch=true"
+        )
+        return UNREADABLE
+
+    def _end_save(self) -> None:
+        """Ends the save under way: hashes its files in the background if it is complete."""
+        if self._pending is None or self._manager is None:
             return
         step = self._pending
         try:
@@ -125,99 +220,30 @@ class Checkpoints:
             return
         self._pending = None
         if jax.process_index() == 0:
-            try:
-                self._list_files(step)
-            except (
-                OSError
-            ) as error:  # the checkpoint is whole; only a later truncation would be harder to see
-                self.note(
-                    f"WARNING: the list of files of checkpoint {step} was not written ({_first_line(error)})"
-                )
-
-    def close(self) -> None:
-        """Waits for the save under way and stops the background threads."""
-        self.wait()
-        self._manager.close()
-
-    def restore_latest(self, abstract: State, meta: Mapping[str, Any]) -> tuple[State, dict[str, Any]] | None:
-        """The newest complete checkpoint as (state, meta), or None when there is none yet.
-
-        `abstract`: shapes, dtypes and shardings of the state wanted here, on any number of devices. `meta`: "sensors",
-        "fingerprints" and "plan" of this run. A checkpoint that differs in any of these, or in tree, shape or dtype,
-        raises UserError with the differences; a damaged one is set aside for the one before it, saying so.
-        """
-        steps = self.steps()
-        for step in reversed(steps):
-            found, problem = self._read_meta(step)
-            if not problem:
-                refuse_differences(self.folder / str(step), found, {"tree": describe_tree(abstract), **meta})
-                try:
-                    arguments = {item: ocp.args.StandardRestore(getattr(abstract, item)) for item in ARRAYS}
-                    arrays = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-                    place = abstract.step.sharding
-                    state = State(
-                        jax.device_put(jnp.int32(step), place),
-                        jax.device_put(jnp.bool_(True), place),
-                        *(arrays[item] for item in ARRAYS),
-                    )
-                    return state, found
-                except Exception as error:  # tensorstore and Orbax raise many types on a damaged file
-                    problem = _first_line(error)
-            self._set_aside(step, problem)
-        if steps:
-            raise UserError(
-                f"no complete checkpoint left in {self.folder}; the damaged ones are in {self.damaged}: "
-                f"remove that folder to start again from step 0, or restore it from a copy",
-                DATA,
-            )
-        return None
-
-    def _read_meta(self, step: int) -> tuple[dict[str, Any], str]:
-        listed = self.lists / f"{step}.json"
-        if listed.is_file():
-            try:
-                sizes = json.loads(listed.read_text())
-            except ValueError:
-                sizes = {}
-            for name, size in sizes.items():
-                file = self.folder / str(step) / name
-                found = file.stat().st_size if file.is_file() else None
-                if found != size:
-                    was = "is missing" if found is None else f"has {found} bytes"
-                    return {}, f"{name} {was}, expected {size}"
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-                "meta"
-            ], ""
-        except Exception as error:
-            return {}, f"meta: {_first_line(error)}"
+            self._listing = threading.Thread(target=self._list_files, args=(step,), daemon=True)
+            self._listing.start()
 
     def _list_files(self, step: int) -> None:
-        folder = self.folder / str(step)
-        sizes = {
-            str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()
-        }
-        self.lists.mkdir(exist_ok=True)
-        kept = {str(other) for other in self.steps()}
-        for old in self.lists.glob("*.json"):
-            if old.stem not in kept:
-                old.unlink()
-        unfinished = self.lists / f"{step}.partial"
-        unfinished.write_text(json.dumps(sizes))
-        unfinished.rename(self.lists / f"{step}.json")
+        try:
+            checkpoint_files.write_list(self.folder / str(step))
+            mark = self.workdir / SAVED
+            part = mark.with_suffix(".part")
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            part.write_text(json.dumps({"step": step, "time": now}) + "\n")
+            part.replace(mark)
+        except OSError as error:
+            self._not_listed = f"the hashes of checkpoint {step} were not written ({_first_line(error)})"
 
-    def _set_aside(self, step: int, problem: str) -> None:
-        self.note(
-            f"WARNING: checkpoint {self.folder / str(step)} is damaged ({problem}); using the one before it"
-        )
-        if jax.process_index() == 0:
-            self.damaged.mkdir(exist_ok=True)
-            target = self.damaged / str(step)
-            if target.exists():
-                shutil.rmtree(target)
-            shutil.move(self.folder / str(step), target)
-            (self.lists / f"{step}.json").unlink(missing_ok=True)
-        self._manager.reload()
+    def _set_aside(self) -> None:
+        for step, problem in self._unusable.items():
+            if jax.process_index() == 0:
+                self.damaged.mkdir(exist_ok=True)
+                target = self.damaged / str(step)
+                if target.exists():
+                    target = self.damaged / f"{step}_{time.time_ns()}"
+                (self.folder / str(step)).rename(target)
+                self.note(f"the damaged checkpoint of step {step} ({problem}) was moved to {target}")
+        self._unusable = {}
 
     def _fail(self, step: int, error: Exception) -> None:
         self.failed = _first_line(error)
@@ -232,16 +258,40 @@ class Checkpoints:
         # A fresh manager forgets the failure. The half-written folder goes now, to free its space, and again before
         # the next save: threads of the failed one may still be writing.
         try:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
         except Exception as again:  # the same failure, raised a second time
             self.failed = _first_line(again)
         self._remove_unfinished()
-        self._manager = self._open()
+        self._manager = None
 
     def _remove_unfinished(self) -> None:
         if jax.process_index() == 0 and self.folder.is_dir():
             for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a `checkpoints` folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def unverified(folder: Path) -> str:
+    return (
+        f"note: checkpoint {folder} has no list of hashes (an earlier version wrote it, or was killed before the list "
+        "was): it cannot be verified"
+    )
+
+
+def _restore_json(folder: Path) -> dict[str, Any]:
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder)
+
+
+def _restore_arrays(folder: Path, abstract: Any) -> Any:
+    arguments = ocp.args.StandardRestore(abstract)
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(folder, args=arguments)
 
 
 def _first_line(error: Exception) -> str:
@@ -280,23 +330,35 @@ def find(path: str | Path) -> Path:
     for folder in (path, path / "checkpoints"):
         if (folder / "meta").is_dir() and (folder / "params").is_dir():
             return folder
-        steps = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+        steps = steps_in(folder)
         if steps:
-            return max(steps, key=lambda entry: int(entry.name))
+            return folder / str(steps[-1])
     raise UserError(
         f"no checkpoint at {path}; expected a workdir, its checkpoints folder, or one of its steps", DATA
     )
 
 
-def load(path: str | Path) -> Loaded:
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def load(path: str | Path, note: Note = _tell) -> Loaded:
     """Parameters, BatchNorm statistics and meta of a checkpoint, on the first device, wherever it was written.
 
-    `path`: see find(). Raises UserError when there is none or it is damaged.
+    `path`: see find(). Raises UserError when there is none or it is damaged; `note` is told where nothing says so.
     """
     folder = find(path).resolve()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
+        content = checkpoint_files.compare(folder)
+        if content.problem:
+            others = [str(folder.parent / str(step)) for step in steps_in(folder.parent)]
+            advice = ", ".join(other for other in others if other != str(folder))
+            advice = f"; others there: {advice}" if advice else ""
+            raise UserError(f"checkpoint {folder} is damaged: {content.problem}{advice}", DATA)
+        if not content.verified:
+            note(unverified(folder))
+        meta = _restore_json(folder / "meta")
         trees = []
         for item in ("params", "statistics"):
             abstract: dict[str, Any] = {}
@@ -306,10 +368,9 @@ def load(path: str | Path) -> Loaded:
                 for parent in parents:
                     group = group.setdefault(parent, {})
                 group[last] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=here)
-            arguments = ocp.args.StandardRestore(abstract)
-            trees.append(
-                ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(folder / item, args=arguments)
-            )
+            trees.append(_restore_arrays(folder / item, abstract))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"checkpoint {folder} cannot be read: {_first_line(error)}", DATA) from error
     return Loaded(trees[0], trees[1], meta, folder)

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from ramen_jax.config import plain, recipe_of
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.corpora.preparation import prepare
-from ramen_jax.corpora.records import Prepared, read_manifest
+from ramen_jax.corpora.records import Prepared, read_manifest, verify_files
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.loss import check_target
 from ramen_jax.model.ramen import Ramen
+from ramen_jax.parallel import agree
 from ramen_jax.parallel.mesh import make_mesh
 from ramen_jax.rows import pipeline
 from ramen_jax.rows.plan import Plan, PlannedCorpus
@@ -44,6 +45,8 @@ def build(config: ConfigDict, workdir: Path) -> Job:
     if not config.corpora:
         raise UserError("config.corpora is empty: a training needs at least one corpus", USAGE)
     sources = {entry.name: open_corpus(config, entry, workdir) for entry in config.corpora}
+    if config.data.verify:
+        verify(sources)
     for name, source in sources.items():
         for modality in source.spec.modalities:
             try:
@@ -52,6 +55,8 @@ def build(config: ConfigDict, workdir: Path) -> Job:
                 raise UserError(str(error), USAGE) from None
     plan = make_plan(config, sources, config.seed)
     held_out = _held_out(config, workdir) if config.validation.every else {}
+    if config.data.verify:
+        verify(held_out)
     plans = {
         name: make_plan(config, {name: source}, config.seed + VALIDATION_SEED)
         for name, source in held_out.items()
@@ -174,6 +179,20 @@ def open_corpus(config: ConfigDict, entry: ConfigDict, workdir: Path, split: str
         raise UserError(f"corpus {entry.name}: {error}", DATA) from None
     source.spec = dataclasses.replace(source.spec, name=entry.name)
     return source
+
+
+def verify(sources: Mapping[str, Prepared]) -> None:
+    """Hashes the files of prepared corpora, each process its share of them. UserError in every process."""
+    files = {path: sha for source in sources.values() for path, sha in source.files().items()}
+    mine = dict(list(files.items())[jax.process_index() :: jax.process_count()])
+    told = ""
+    try:
+        verify_files(mine, "verifying the prepared corpora")
+    except (ValueError, OSError) as error:
+        told = str(error)
+    troubled = agree.first_trouble(bool(told))
+    if troubled >= 0:
+        raise UserError(told or f"a prepared corpus is damaged; process {troubled} says which file", DATA)
 
 
 def _sensors(spec: CorpusSpec) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def begin_with(state: State, path: Path, config: ConfigDict) -> tuple[State, str
             problems.append(f"{name}: unknown to this model")
         elif name in weights and np.shape(weights[name]) != fresh[name].shape:
             problems.append(f"{name}: {np.shape(weights[name])} there, expected {fresh[name].shape}")
+        elif name in weights and not np.isfinite(np.asarray(weights[name], np.float32)).all():
+            problems.append(f"{name}: holds numbers that are not finite")
         elif name not in weights and not (
             ADDITION in name or (name.startswith("params/decoder/") and not with_decoder)
         ):

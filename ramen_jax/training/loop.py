@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ import numpy as np
 from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import DATA, UserError
+from ramen_jax.parallel import agree
 from ramen_jax.parallel.mesh import replicated
 from ramen_jax.rows.pipeline import StepBatch
-from ramen_jax.training import checkpoint, initial, workdir
+from ramen_jax.training import checkpoint, initial, lock, workdir
 from ramen_jax.training.bad_samples import BadSamples
 from ramen_jax.training.evaluators import LOSS, Evaluator
 from ramen_jax.training.metrics import Clock, Metrics
@@ -89,13 +90,28 @@ def decide(signs: Signs, step: int, end: int) -> Decision:
 def run(job: Job, folder: Path) -> Outcome:
     """Trains from the workdir's newest checkpoint (or from nothing) to the end, or to config.train.stop_at.
 
-    Raises UserError when the workdir holds another configuration, a checkpoint does not fit, a loss is not finite,
-    too many samples are bad, or the last checkpoint could not be written.
+    Raises UserError when the workdir holds another configuration or is in use, a checkpoint does not fit, a loss is not
+    finite, too many samples are bad, or the last checkpoint could not be written.
     """
     workdir.claim(job.program.config, folder)
     stopping = threading.Event()
-    with _on_sigterm(stopping.set):
-        return _Run(folder, job, stopping).train()
+    with _alone(folder) as mine, _on_sigterm(stopping.set):
+        return _Run(folder, job, stopping, mine).train()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[lock.Lock | None]:
+    """The lock of the workdir, which process 0 holds for all of them. UserError in every process when it is taken."""
+    with ExitStack() as stack:
+        mine, told = None, None
+        if jax.process_index() == 0:
+            try:
+                mine = stack.enter_context(lock.held(folder, _print))
+            except (OSError, UserError) as error:
+                told = error
+        if agree.first_trouble(told is not None) >= 0:
+            raise told or UserError(f"workdir {folder} could not be locked; process 0 says why", DATA)
+        yield mine
 
 
 @contextmanager
@@ -114,8 +130,8 @@ def _on_sigterm(call: Callable[[], None]) -> Iterator[None]:
 class _Run:
     """One process's work on a run."""
 
-    def __init__(self, folder: Path, job: Job, stopping: threading.Event) -> None:
-        self.folder, self.job, self.stopping = folder, job, stopping
+    def __init__(self, folder: Path, job: Job, stopping: threading.Event, mine: lock.Lock | None) -> None:
+        self.folder, self.job, self.stopping, self.lock = folder, job, stopping, mine
         self.program, self.config = job.program, job.program.config
         self.primary = jax.process_index() == 0
         self.pending: tuple[StepBatch, Any] | None = None  # dispatched, metrics not read yet
@@ -155,6 +171,8 @@ class _Run:
             self.checkpoints.close()
         finally:
             self.metrics.close()
+            if self.samples.bad:
+                note(self.samples.summary())
         if self.checkpoints.failed:
             raise UserError(
                 f"the checkpoint of the last step {done} was not saved: {self.checkpoints.failed}", DATA
@@ -164,6 +182,7 @@ class _Run:
     def restore_or_create(self) -> tuple[State, int, dict[str, Any]]:
         found = self.checkpoints.restore_latest(self.program.abstract, self.job.identity)
         if found is None:
+            workdir.begin_at_nothing(self.config, self.folder)
             state = self.program.create_state()
             if self.config.train.start_from:
                 state, told = initial.begin_with(
@@ -186,7 +205,7 @@ class _Run:
         step = start
         for batch in self.clock.waiting(self.job.batches(start)):
             step = batch.step
-            self.problem = self.problem or self.samples.count(batch)
+            self.problem = self.problem or self.samples.count(batch) or (self.lock.lost if self.lock else "")
             profile.before(step)
             if step in self.config.train.skip_steps:
                 state = state._replace(step=self.place(np.int32(step + 1)))
@@ -219,9 +238,11 @@ class _Run:
         batch, device_metrics = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
+        if self.not_finite is not None:
+            return  # a step after the one that was not finite: it changed nothing
+        if not values.pop("alive"):
             names = [name for name, value in values.items() if not np.isfinite(value)]
-            self.problem = f"{', '.join(names)} not finite"
+            self.problem = f"{', '.join(names) or 'the new parameters or statistics'} not finite"
             self.not_finite = batch
             return
         self.last_loss = values["loss"]

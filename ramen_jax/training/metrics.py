@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 Batch = TypeVar("Batch")
 
+FILE = "metrics.jsonl"
 WARMING_STEPS = 2  # the first steps of a process compile or fill queues: they stay out of the rates
 
 
@@ -30,7 +31,7 @@ class Metrics:
         primary: bool = True,
         note: Callable[[str], None] = print,
     ) -> None:
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / FILE
         self.every = every
         self.note = note
         self._failed = False
@@ -81,16 +82,24 @@ def _cut(path: Path, start: int) -> None:
     """Keeps the lines of steps before `start`; a half-written last line goes too."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < start:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept = [line + "\n" for step, line in _lines(path) if step < start]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))
     os.replace(partial, path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(step, line) of every line that is whole."""
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            yield int(json.loads(line)["step"]), line
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def steps_in(path: Path) -> int:
+    """How many steps a metrics.jsonl tells of, 0 when there is none."""
+    return max((step + 1 for step, _ in _lines(path)), default=0) if path.is_file() else 0
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

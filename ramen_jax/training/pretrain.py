@@ -19,7 +19,8 @@ def run(config: ConfigDict, folder: str, distributed: bool) -> int:
     path = Path(folder).expanduser()
     if config.train.start_from and not (path / "checkpoints").is_dir():
         initial.require(Path(config.train.start_from).expanduser())
-    workdir.claim(config, path)
+    # A configuration that turns out impossible must not claim the workdir: known first, written by `loop.run`.
+    workdir.check(config, path)
     job = experiment.build(config, path)
     outcome = loop.run(job, path)
     if jax.process_index() == 0:

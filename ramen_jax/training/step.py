@@ -2,8 +2,9 @@
 
 A loss is a sum of errors divided by counts of the whole batch, so without dropout neither micro-batches nor devices
 change a gradient beyond rounding. What does depend on the cut into micro-batches: BatchNorm statistics (each
-micro-batch has its own) and dropout masks. A step whose loss or gradient is not finite changes nothing, and neither
-does any step after it: the loop has already dispatched the next one when it reads the loss.
+micro-batch has its own) and dropout masks. A step whose loss, gradient or result (parameters, statistics, optimizer)
+is not finite changes nothing, and neither does any step after it: the loop has already dispatched the next one when it
+reads the loss.
 
 Shape letters: R rows of the batch, K micro-batches.
 """
@@ -75,13 +76,18 @@ def make_step(
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
     """step(state, rows_R) -> (state, metrics) for the bands of one corpus.
 
-    Metrics are float32 scalars: "loss", "loss/{modality}", "gradient_norm", "learning_rate", "tokens", "views".
+    Metrics are float32 scalars: "loss", "loss/{modality}", "gradient_norm", "learning_rate", "tokens", "views", and
+    "alive", 0 where the state was kept as it was.
 
     Args:
         seed: of dropout.
         micro: micro-batches per step.
         for_compute: places the parameters where a step uses them.
     """
+
+    def update(grads: Tree, state: State) -> tuple[Tree, Tree]:
+        updates, opt_state = optimizer.update(grads, at_step(state.opt_state, state.step), state.params)
+        return optax.apply_updates(state.params, updates), opt_state
 
     def step(state: State, rows_R: Any) -> tuple[State, Metrics]:
         counts = model.counts(rows_R)
@@ -100,15 +106,18 @@ def make_step(
             grads, statistics, metrics = _accumulate(gradient, state, rows_R, step_key, micro)
 
         norm = optax.global_norm(grads)
-        updates, opt_state = optimizer.update(grads, at_step(state.opt_state, state.step), state.params)
-        params = optax.apply_updates(state.params, updates)
-        alive = state.alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        params, opt_state = update(grads, state)
+        # The result is looked at before it takes the place of the old state, and computed once more for that: so the
+        # new numbers need no memory beside the old ones. The barrier keeps the compiler from making one of the two.
+        seen = update(*jax.lax.optimization_barrier((grads, state)))
+        alive = state.alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & finite((seen, statistics))
         new = State(state.step + 1, alive, params, statistics, opt_state)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         new = jax.tree.map(
             lambda after, before: jnp.where(alive, after, before), new, state._replace(alive=alive)
         )
 
+        metrics["alive"] = alive.astype(jnp.float32)
         metrics["gradient_norm"] = norm
         metrics["learning_rate"] = rate(state.step)
         metrics["tokens"] = jnp.sum(rows_R.decoder_segment_RxL > 0)
@@ -116,6 +125,12 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def finite(tree: Tree) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def at_step(opt_state: Tree, step: jax.Array) -> Tree:

@@ -1,6 +1,7 @@
 """A workdir: whose run it holds, and what a run leaves there about itself."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -13,29 +14,54 @@ import ramen_jax
 from ramen_jax import config as configuration
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.parallel import rules
+from ramen_jax.training import checkpoint, metrics
 from ramen_jax.training.program import Program
+
+REMAINS = ("checkpoints_damaged", "checkpoint_files", checkpoint.SAVED)
+
+
+def check(config: ConfigDict, workdir: Path) -> bool:
+    """Whether the workdir already holds the run of this configuration. Writes nothing.
+
+    Raises:
+        UserError: it holds the run of another configuration (with the differences), or what is no run of ours.
+    """
+    path = workdir / "config.json"
+    if os.path.lexists(workdir) and not workdir.is_dir():
+        raise UserError(f"workdir {workdir} is a file, expected a folder", USAGE)
+    if not path.is_file():
+        if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
+            raise UserError(
+                f"workdir {workdir} holds checkpoints but no config.json; use another workdir", DATA
+            )
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not readable JSON ({error}); restore it or use another workdir", DATA
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path} holds a {type(found).__name__}, expected a configuration; restore it or use another workdir",
+            DATA,
+        )
+    lines = configuration.differences(configuration.plain(config), found)
+    if lines:
+        shown = "\n  ".join(lines)
+        raise UserError(
+            f"workdir {workdir} holds a run with another configuration (there -> here); use another workdir, or "
+            f"the same configuration to go on:\n  {shown}",
+            USAGE,
+        )
+    return True
 
 
 def claim(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json in a new workdir; UserError with the differences when it holds another configuration."""
-    path = workdir / "config.json"
-    if path.is_file():
-        try:
-            lines = configuration.differences(configuration.plain(config), json.loads(path.read_text()))
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not readable JSON ({error}); restore it or use another workdir", DATA
-            ) from None
-        if lines:
-            shown = "\n  ".join(lines)
-            raise UserError(
-                f"workdir {workdir} holds a run with another configuration (there -> here); use another workdir, or "
-                f"the same configuration to go on:\n  {shown}",
-                USAGE,
-            )
+    """Writes config.json in a new workdir. Raises UserError as `check`, or when the workdir cannot be written."""
+    if check(config, workdir):
         return
-    if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
-        raise UserError(f"workdir {workdir} holds checkpoints but no config.json; use another workdir", DATA)
+    path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
@@ -44,6 +70,39 @@ def claim(config: ConfigDict, workdir: Path) -> None:
             partial.rename(path)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}", DATA) from None
+
+
+def begin_at_nothing(config: ConfigDict, workdir: Path) -> None:
+    """For a run without a checkpoint to go on from: makes sure that no earlier work is lost by starting at step 0.
+
+    What a run leaves that was ended before its first checkpoint is no work: the same steps are done again. With
+    config.train.from_scratch, the metrics of earlier work are renamed.
+
+    Raises:
+        UserError: an earlier run came as far as a checkpoint here, which is gone.
+    """
+    lines = metrics.steps_in(workdir / metrics.FILE)
+    found = [name for name in REMAINS if _holds_something(workdir / name)]
+    if lines > 2 * config.checkpoint.every:  # the second save waits for the first
+        found.append(f"{metrics.FILE} with {lines} steps")
+    if not found:
+        return
+    if not config.train.from_scratch:
+        raise UserError(
+            f"workdir {workdir} holds what is left of an earlier run ({', '.join(found)}) and no checkpoint to go on "
+            "from; restore the checkpoints, use another workdir, or start from step 0 here with "
+            "--config.train.from_scratch=true (nothing is deleted)",
+            DATA,
+        )
+    if jax.process_index() == 0:
+        for name in (checkpoint.SAVED, metrics.FILE):
+            path = workdir / name
+            if path.is_file():
+                path.rename(path.with_name(f"{path.stem}_before_{time.time_ns()}{path.suffix}"))
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def describe_run(workdir: Path, program: Program) -> None:

@@ -1,6 +1,6 @@
-"""Checkpoints: strict, whole or set aside, on any number of devices, and never the end of a training."""
+"""Checkpoints: strict, whole or passed over, on any number of devices, and never the end of a training."""
 
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ramen_jax.console import UserError
-from ramen_jax.training import checkpoint, loop, metrics
+from ramen_jax.training import checkpoint, checkpoint_files, loop, metrics
 from tests.training import toy
 
 
@@ -28,7 +28,9 @@ def test_latest_and_best_are_kept(tmp_path):
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept[-2:] == [10, 12]
     assert 2 <= len(kept) <= 3
-    assert sorted(int(path.stem) for path in (tmp_path / "checkpoint_files").iterdir()) == kept
+    for step in kept:
+        assert checkpoint_files.compare(tmp_path / "checkpoints" / str(step)) == ("", True)
+    assert json.loads((tmp_path / "saved.json").read_text())["step"] == 12
 
 
 def test_load_reads_the_arrays_and_what_they_mean(tmp_path):
@@ -44,36 +46,122 @@ def test_load_reads_the_arrays_and_what_they_mean(tmp_path):
         checkpoint.load(tmp_path / "nothing")
 
 
-def test_a_truncated_checkpoint_is_set_aside_for_the_one_before(tmp_path, capsys):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+    """It stays where it is until the run has something newer to keep. (Mutant: LatestN keeps it in place of work.)"""
     whole = trained(tmp_path / "whole")
     damaged = trained(tmp_path / "damaged", "train.stop_at=10")
     file = largest_file(damaged / "checkpoints" / "10" / "params")
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size // 2)
-    trained(damaged)
+    with pytest.raises(
+        UserError, match=r"checkpoints/10 is damaged: params/.* not what was written.*others .*/5"
+    ):
+        checkpoint.load(damaged)
+    trained(damaged, "checkpoint.keep_latest=1")
     said = capsys.readouterr().out
     assert "checkpoints/10 is damaged" in said
     assert "resuming from" in said
     assert "checkpoints/5" in said
     assert (damaged / "checkpoints_damaged" / "10").is_dir()
     assert [line["loss"] for line in metrics.read(damaged)] == [line["loss"] for line in metrics.read(whole)]
+    assert checkpoint.load(damaged).meta["step"] == 15
 
 
-def test_damage_is_found_without_the_list_of_files(tmp_path, capsys):
-    trained(tmp_path, "train.stop_at=10")
-    shutil.rmtree(tmp_path / "checkpoint_files")
-    for file in (tmp_path / "checkpoints" / "10" / "opt_state").rglob("*"):
-        if file.is_file() and file.stat().st_size > 200:
-            os.truncate(file, 100)
-    trained(tmp_path)
-    assert "checkpoints/10 is damaged" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A workdir with whole checkpoints of steps 5 and 10 of 15."""
+    return trained(tmp_path_factory.mktemp("interrupted"), "train.stop_at=10")
 
 
-def test_nothing_left_is_an_error_not_a_new_start(tmp_path):
-    trained(tmp_path, "train.stop_at=5")
-    largest_file(tmp_path / "checkpoints" / "5" / "params").unlink()
-    with pytest.raises(UserError, match="no complete checkpoint left"):
-        trained(tmp_path)
+def test_no_flipped_bit_is_loaded(interrupted, tmp_path):
+    """60 single bits over all files of a checkpoint. (Mutant: a file that the list of hashes does not hold.)"""
+    workdir = tmp_path / "copy"
+    shutil.copytree(interrupted, workdir)
+    folder = workdir / "checkpoints" / "10"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    rng = np.random.default_rng(11)
+    # Every file at least once, where there are 60, and the large ones again.
+    chosen = [*files, *rng.choice(np.array(files, object), max(0, 60 - len(files)))]
+    keeper = checkpoint.Checkpoints(workdir, lambda sentence: None)
+    for path in chosen:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        place = int(rng.integers(len(content)))
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"is damaged"):
+            checkpoint.load(folder)
+        assert keeper._newest_whole() == 5, (path, place)
+        path.write_bytes(content)
+    assert keeper._newest_whole() == 10
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), OSError(5, "Input/output error")])
+def test_an_error_that_is_no_damage_ends_the_run_and_moves_nothing(interrupted, tmp_path, monkeypatch, error):
+    """(Mutant: whatever restoring raises counts as damage, and the next start begins at step 0.)"""
+    workdir = tmp_path / "copy"
+    shutil.copytree(interrupted, workdir)
+
+    def failing(*_):
+        raise error
+
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_restore_arrays", failing)
+        with pytest.raises(UserError, match=r"checkpoints/10 could not be restored .*nothing was moved"):
+            trained(workdir)
+        patched.setattr(checkpoint_files, "file_hash", failing)
+        with pytest.raises(
+            (UserError, MemoryError), match=r"cannot be read.*nothing was moved|out of memory"
+        ):
+            trained(workdir)
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} <= {
+        workdir / "step_toy.stablehlo.gz"
+    }
+    assert trained(workdir)
+    assert len(metrics.read(workdir)) == 15
+
+
+def test_without_its_list_a_checkpoint_loads_and_says_so(interrupted, tmp_path, capsys):
+    workdir = tmp_path / "copy"
+    shutil.copytree(interrupted, workdir)
+    (workdir / "checkpoints" / "10" / checkpoint_files.LIST).unlink()
+    assert checkpoint.load(workdir).meta["step"] == 10
+    assert "cannot be verified" in capsys.readouterr().err
+    trained(workdir)
+    said = capsys.readouterr().out
+    assert "cannot be verified" in said
+    assert "resuming from" in said
+
+
+def test_nothing_starts_anew_where_earlier_work_lies(interrupted, tmp_path):
+    """(Mutant: without a checkpoint metrics.jsonl is emptied.)"""
+    workdir = tmp_path / "copy"
+    shutil.copytree(interrupted, workdir)
+    for step in (5, 10):
+        largest_file(workdir / "checkpoints" / str(step) / "params").unlink()
+    lines = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole .*step 10: params.*step 5: params"):
+        trained(workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(UserError, match=r"left of an earlier run \(saved\.json\).*from_scratch=true"):
+        trained(workdir)
+    (workdir / "saved.json").unlink()
+    with pytest.raises(UserError, match=r"\(metrics\.jsonl with 10 steps\)"):
+        trained(workdir, "checkpoint.every=4")
+    assert (workdir / "metrics.jsonl").read_text() == lines
+    trained(workdir, "checkpoint.every=4", "train.from_scratch=true")
+    assert len(metrics.read(workdir)) == 15
+    assert [path.read_text() for path in workdir.glob("metrics_before_*.jsonl")] == [lines]
+
+
+def test_what_ended_before_its_first_checkpoint_starts_again_by_itself(tmp_path):
+    loop.run(toy.job(toy.config("checkpoint.every=20", "train.stop_at=3"), steps=15), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "saved.json").unlink()
+    trained(tmp_path, "checkpoint.every=20")
+    assert len(metrics.read(tmp_path)) == 15
 
 
 @pytest.mark.parametrize(

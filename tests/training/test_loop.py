@@ -124,6 +124,41 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_samples(tmp_pat
     assert losses(tmp_path) == uninterrupted
 
 
+@pytest.mark.parametrize(
+    ("what", "overrides"),
+    [("params", ("optimizer.learning_rate=1e38", "optimizer.warmup_share=0")), ("statistics", ())],
+)
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, what, overrides):
+    """The update's result is looked at, not only the loss before it. (Mutant: inf becomes the resume point.)"""
+
+    class Spoiling(toy.ToyModel):
+        def loss(self, params, statistics, rows, *arguments, train, **options):
+            total, (losses, moved) = super().loss(
+                params, statistics, rows, *arguments, train=train, **options
+            )
+            if what == "statistics":
+                moved = {"mean": moved["mean"] + jnp.where(rows.values_RxD[0, 0] == spoilt, jnp.inf, 0.0)}
+            return total, (losses, moved)
+
+    spoilt = toy.rows_of(7).values_RxD[0, 0]
+    job = toy.job(toy.config(*overrides, "checkpoint.every=1", "checkpoint.keep_latest=99"))
+    job.program.model = Spoiling()
+    with pytest.raises(UserError, match=r"not finite; the update was not applied"):
+        loop.run(job, tmp_path)
+    saved = checkpoint.find(tmp_path)
+    if what == "statistics":
+        assert saved.name == "7"
+    for step in saved.parent.iterdir():
+        loaded = checkpoint.load(step)
+        for leaf in jax.tree.leaves((loaded.params, loaded.statistics)):
+            assert np.isfinite(leaf).all(), step
+
+
+def test_how_many_samples_were_left_out_is_said_at_the_end(tmp_path, capsys):
+    loop.run(toy.job(bad=(3, 4)), tmp_path)
+    assert "2 of 242 samples (0.8%) could not be used and were left out" in capsys.readouterr().out
+
+
 def test_a_step_can_be_left_out(tmp_path):
     with pytest.raises(UserError):
         loop.run(toy.job(broken=8), tmp_path)
