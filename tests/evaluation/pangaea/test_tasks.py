@@ -95,7 +95,7 @@ def test_every_split_is_read_as_declared(layouts, name, protocol):
 def test_every_task_that_ships_has_a_writer_and_a_reader():
     assert shipped() == sorted(WRITERS)
     used = {load_task(name)["kind"] for name in shipped()}
-    assert used | {"geotask"} == set(KINDS)
+    assert used | {"geotask", "geobench"} == set(KINDS)
 
 
 def test_the_published_wavelengths_and_the_true_ones(layouts):

@@ -24,6 +24,7 @@ KINDS = {
     "spacenet7": ("spacenet7", "SpaceNet7"),
     "spacenet7_change": ("spacenet7", "SpaceNet7Change"),
     "smallfarms": ("smallfarms", "SmallFarms"),
+    "geobench": ("geobench", "GeoBench"),
 }
 DESCRIPTIONS = Path(__file__).parents[1] / "descriptions"
 
