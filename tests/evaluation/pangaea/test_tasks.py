@@ -92,10 +92,16 @@ def test_every_split_is_read_as_declared(layouts, name, protocol):
     assert not members[1] & members[2]
 
 
-def test_every_task_that_ships_has_a_writer_and_a_reader():
-    assert shipped() == sorted(WRITERS)
-    used = {load_task(name)["kind"] for name in shipped()}
-    assert used | {"geotask", "geobench"} == set(KINDS)
+def test_every_task_that_ships_has_a_reader_and_a_writer_or_is_of_geobench(tmp_path):
+    kinds = {name: load_task(name)["kind"] for name in shipped()}
+    assert {name for name, kind in kinds.items() if kind != "geobench"} == set(WRITERS)
+    assert {*kinds.values(), "geotask"} == set(KINDS)
+    for name, kind in kinds.items():
+        for protocol in (PUBLISHED, CORRECTED):
+            task = open_task(name, tmp_path, protocol)
+            assert all(spec.sensor.mean is not None for spec in task.modalities)
+            if kind == "geobench":
+                assert len(task.options["channels"]) == len(task.modalities[0].sensor.bands)
 
 
 def test_the_published_wavelengths_and_the_true_ones(layouts):
