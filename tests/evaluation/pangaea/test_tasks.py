@@ -186,8 +186,8 @@ def test_single_dates_are_told_by_the_corrected_protocol_only(layouts):
 # -- single tasks ----------------------------------------------------------------------------------------------------
 
 
-def test_burnscars_validation_is_the_benchmarks_draw():
-    """sklearn.model_selection.train_test_split(np.arange(20), test_size=0.1, random_state=23), recorded."""
+def test_burnscars_validation_is_a_fixed_tenth():
+    """Sizes and disjointness of the draw; the numbers themselves are NumPy's."""
     from ramen_jax.evaluation.pangaea.tasks.reading import held_out
 
     train, val = held_out(20, 0.1, 23)
