@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "ramen_jax.api",
     "cost": "ramen_jax.api",
+    "evaluate": "ramen_jax.api",
     "Image": "ramen_jax.api",
     "sensor": "ramen_jax.sensors",
     "load_sensors": "ramen_jax.sensors",

@@ -7,6 +7,7 @@ print(rj.cost(model, {"s2": "sentinel2_l2a"}, size=2560, target_gsd=40))
 features = model.encode({"s2": rj.Image(pixels, dates=["2021-04-02", "2021-07-11"])}, target_gsd=40)
 features.maps["s2"]                                           # [D, rows, columns], one vector per 40 m x 40 m
 many = model.encode([{"s2": image} for image in images], target_gsd=40)      # packed together: many times faster
+results = rj.evaluate("sen1floods11", "floods", "runs/floods", checkpoint="runs/base")       # a task of PANGAEA
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import jax
 
+from ramen_jax.evaluation.command import evaluate
+from ramen_jax.evaluation.runs import Settings
 from ramen_jax.inference.encoder import Encoder, Features
 from ramen_jax.inference.images import Image
 from ramen_jax.model import flops
@@ -97,4 +100,4 @@ def cost(
     return Cost(count * cells, rows, columns, counted.flops, counted.memory)
 
 
-__all__ = ["Cost", "Encoder", "Features", "Image", "cost", "load"]
+__all__ = ["Cost", "Encoder", "Features", "Image", "Settings", "cost", "evaluate", "load"]

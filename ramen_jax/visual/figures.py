@@ -34,7 +34,7 @@ def loss(lines: list[dict[str, Any]], baselines: dict[str, dict[str, float]], ti
     """The loss of every modality of every corpus, each step (pale) and averaged, beside its `baselines` (dotted)."""
     from matplotlib.ticker import LogLocator
 
-    plt = _pyplot()
+    plt = pyplot()
     corpora = sorted({line["corpus"] for line in lines if "corpus" in line})
     figure, grid = plt.subplots(
         1, len(corpora), figsize=(7.2 * len(corpora), 4.4), squeeze=False, sharey=True
@@ -63,14 +63,14 @@ def loss(lines: list[dict[str, Any]], baselines: dict[str, dict[str, float]], ti
         f"Pale: every step. Bold: mean over {SMOOTHING:.0%} of the steps. Dotted: predicting zero everywhere."
     )
     _note(figure, note, 7.2 * len(corpora))
-    _save(figure, path)
+    save(figure, path)
 
 
 def reconstructions(
     results: dict[str, Hidden], sensors: dict[str, Sensor], target: str, title: str, path: Path
 ) -> None:
     """A row per way to show a modality: original, what the encoder saw, reconstruction (and target and prediction)."""
-    plt = _pyplot()
+    plt = pyplot()
     per_pixel = target == "per_pixel"
     headings = ["original", "seen by the encoder", "reconstruction"]
     headings += ["target of the loss", "prediction"] if per_pixel else []
@@ -115,7 +115,7 @@ def reconstructions(
         )
     figure.suptitle(title)
     _note(figure, note, 2.75 * len(headings) + 0.9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def features(
@@ -126,7 +126,7 @@ def features(
     path: Path,
 ) -> None:
     """One scene and its features at several target GSDs, in one basis of principal components."""
-    plt = _pyplot()
+    plt = pyplot()
     colours, share = principal_colours([values for _, values in maps])
     count = len(scenes) + len(maps)
     figure, grid = plt.subplots(1, count, figsize=(3.1 * count, 4.2), squeeze=False)
@@ -147,12 +147,12 @@ def features(
         "One basis and one stretch for all target GSDs. Distances in metres."
     )
     _note(figure, note, 3.1 * count)
-    _save(figure, path)
+    save(figure, path)
 
 
 def detail(lines: list[tuple[float, float, float, float]], places: int, path: Path) -> None:
     """Pixels read right from features against their cost; `lines` of GSD, MFLOP, share, best share possible."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     _, cost, right, best = zip(*lines, strict=True)
     axes.plot(cost, best, "--", color="0.6", label="at best: every token its commonest class")
@@ -172,10 +172,11 @@ def detail(lines: list[tuple[float, float, float, float]], places: int, path: Pa
         "aerial image. Labels at the points: target GSD."
     )
     _note(figure, note, 6.4)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib without a screen, in the style of these figures."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen is needed
@@ -221,7 +222,8 @@ def _note(figure: Any, text: str, inches: float) -> None:
     figure.supxlabel(wrapped, fontsize=7.5, color="0.35")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Written in one move, and said."""
     from matplotlib import pyplot as plt
 
     partial = path.with_name(f".{path.name}")

@@ -1,0 +1,128 @@
+"""What is handed over at the end: results.json, table.md beside the published rows, and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from ramen_jax.console import UserError
+from ramen_jax.evaluation.pangaea.tasks import Task
+from ramen_jax.visual import predictions
+
+# Test mIoU of the benchmark with a frozen encoder and UPerNet (arXiv 2412.04204, table of all labels) and of the
+# official RAMEN (its README). PASTIS of the U-Net was computed with the void class in the mean.
+PUBLISHED = {
+    "RAMEN (published)": {
+        "hlsburnscars": 85.02,
+        "mados": 69.72,
+        "pastis": 42.29,
+        "sen1floods11": 91.03,
+        "dynamicearthnet": 39.85,
+        "croptypemapping": 53.27,
+        "spacenet7": 60.31,
+        "ai4smallfarms": 38.78,
+    },
+    "UNet (published)": {
+        "hlsburnscars": 84.51,
+        "mados": 54.79,
+        "pastis": 31.60,
+        "sen1floods11": 91.42,
+        "dynamicearthnet": 39.46,
+        "croptypemapping": 47.57,
+        "spacenet7": 62.09,
+        "ai4smallfarms": 46.34,
+    },
+}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line per task, encoder, target GSD and share of labels; mean and spread over the seeds."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        key = (result["task"], result["encoder"], result["decoder"], result["target_gsd"], result["labels"])
+        groups[key].append(result)
+    lines = [
+        "| task | encoder | decoder | target GSD | labels | metric | published definition | corrected definition | "
+        "seeds | encoder GFLOP | decoder GFLOP |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, encoder, decoder, gsd, share), members in groups.items():
+        metric, cost = members[0]["metric"], members[0]["flops"]
+        shown = [_spread([m["scores"][name][metric] for m in members]) for name in ("published", "corrected")]
+        lines.append(
+            f"| {task} | {encoder} | {decoder} | {gsd:g} m | {100 * share:g} % | {metric} | {shown[0]} | {shown[1]} | "
+            f"{len(members)} | {cost['encoder'] / 1e9:,.3g} | {cost['decoder'] / 1e9:,.3g} |"
+        )
+    for task in dict.fromkeys(result["task"] for result in results):
+        lines += [
+            f"| {task} | {name} | | | 100 % | mIoU | {scores[task]:.2f} | | | | |"
+            for name, scores in PUBLISHED.items()
+            if task in scores
+        ]
+    protocols = sorted({result["protocol"]["name"] for result in results})
+    return "\n".join([*lines, "", f"Protocol: {', '.join(protocols)}. " + " ".join(departures(results))])
+
+
+def _spread(values: Sequence[float]) -> str:
+    """`63.20`, or with several seeds mean and standard deviation (of the sample)."""
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+
+
+def departures(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Where these runs are not what the named protocol says."""
+    asked = any(result["protocol"]["encoder_statistics"] == "batch" for result in results)
+    return (
+        ["The encoder used its running statistics and no dropout, also under `published`."] if asked else []
+    )
+
+
+def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    """results.json, table.md, and the curve where there are several target GSDs. UserError where the disk is full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("results.json", json.dumps(results, indent=1)), ("table.md", table(results))):
+            partial = folder / f".{name}"
+            partial.write_text(text + "\n")
+            partial.replace(folder / name)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); runs that are complete are kept"
+        ) from error
+    for task in dict.fromkeys(result["task"] for result in results):
+        lines: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        for result in results:
+            if result["task"] == task and result["flops"]["encoder"]:
+                score = result["scores"][result["protocol"]["metrics"]][result["metric"]]
+                lines[result["encoder"]][result["target_gsd"]].append((result["flops"]["encoder"], score))
+        points = {
+            name: [(gsd, found[0][0], float(np.mean([s for _, s in found]))) for gsd, found in by_gsd.items()]
+            for name, by_gsd in lines.items()
+        }
+        if any(len(line) > 1 for line in points.values()):
+            predictions.curve(
+                points, results[0]["metric"], f"{task}: accuracy against cost", folder / f"{task}_curve.png"
+            )
+
+
+def draw(task: Task, result: dict[str, Any], folder: Path) -> None:
+    """Pictures of predictions and the confusion matrix of one run."""
+    title = f"{task.name}, {result['encoder']} at {result['target_gsd']:g} m per token"
+    places, modality = [], task.modalities[0]
+    for path in sorted(folder.glob("example_*.safetensors")):
+        arrays = load_file(path)
+        places.append(
+            predictions.Predicted(path.stem, arrays["image/0"], arrays["truth/0"], arrays["prediction/0"])
+        )
+    classes = () if task.family == "regression" else task.classes
+    if places:
+        path = folder / "predictions.png"
+        predictions.maps(places, modality.sensor, classes, task.palette, task.ignore_index, title, path)
+    if result.get("confusion"):
+        predictions.confusion(np.array(result["confusion"]), task.classes, title, folder / "confusion.png")

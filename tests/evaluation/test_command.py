@@ -1,0 +1,104 @@
+"""`evaluate` end to end: tables and pictures, baselines beside the model, the curve, and what wrong words get."""
+
+from __future__ import annotations
+
+import json
+import runpy
+
+import pytest
+
+import ramen_jax as rj
+from ramen_jax.console import UserError
+from ramen_jax.evaluation import command as evaluation
+from ramen_jax.evaluation import report
+from ramen_jax.evaluation.pangaea.tasks.registry import DESCRIPTIONS
+from tests import exported
+from tests.conftest import REPOSITORY
+
+# Not imported: the module would take the name of the function rj.evaluate.
+parse = runpy.run_path(str(REPOSITORY / "ramen_jax" / "evaluate.py"))["parse"]
+FEW = ["--epochs", "1", "--batch-size", "2", "--crop", "64", "--decoder", "seg_linear"]
+
+
+@pytest.fixture
+def small_floods(tmp_path):
+    """The task as it ships, of small chips."""
+    shipped = DESCRIPTIONS / "sen1floods11.yaml"
+    path = tmp_path / "sen1floods11.yaml"
+    path.write_text(shipped.read_text().replace("pixels: 512", "pixels: 64"))
+    return path
+
+
+def test_a_table_with_curve_and_pictures(floods, small_floods, tmp_path, capsys):
+    model = exported.folder(tmp_path / "tiny", "fixed")
+    out = tmp_path / "out"
+    words = [
+        *(
+            "--config",
+            str(small_floods),
+            "--data",
+            str(floods),
+            "--checkpoint",
+            str(model),
+            "--workdir",
+            str(out),
+        ),
+        *("--encoder", "checkpoint,raw", "--target-gsd", "40,80", "--seeds", "1,2", *FEW),
+    ]
+    assert evaluation.run(parse(words)) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert len(results) == 2 * 2 * 2
+    cost = {
+        result["target_gsd"]: result["flops"]["encoder"] for result in results if result["encoder"] != "raw"
+    }
+    assert cost[40.0] > 3 * cost[80.0] > 0
+    table = (out / "table.md").read_text()
+    assert "±" in table
+    assert "RAMEN (published)" in table
+    assert table.strip() in capsys.readouterr().out
+    drawn = {path.name for path in out.rglob("*.png")}
+    assert drawn == {"predictions.png", "confusion.png", "sen1floods11_curve.png"}
+    # Again: nothing is computed, the same comes out.
+    assert evaluation.run(parse(words)) == 0
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_the_door_of_python_says_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no task 'sen1floods1'; did you mean \"sen1floods11\""):
+        rj.evaluate("sen1floods1", tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="no encoder 'rw'"):
+        rj.evaluate("sen1floods11", tmp_path, tmp_path / "out", encoders=["rw"])
+    with pytest.raises(UserError, match="no protocol 'publishd'"):
+        rj.evaluate("sen1floods11", tmp_path, tmp_path / "out", protocol="publishd")
+    with pytest.raises(UserError, match=r"flood_train_data\.csv: no such split file"):
+        rj.evaluate("sen1floods11", tmp_path, tmp_path / "out", encoders=["raw"])
+    with pytest.raises(UserError, match="no such folder"):
+        rj.evaluate("sen1floods11", tmp_path / "none", tmp_path / "out", encoders=["raw"])
+    with pytest.raises(UserError, match="--target-gsd 20,forty: expected numbers"):
+        evaluation.run(
+            parse(
+                [
+                    *("--task", "mados", "--data", str(tmp_path), "--workdir", str(tmp_path)),
+                    "--target-gsd",
+                    "20,forty",
+                ]
+            )
+        )
+
+
+def test_mean_and_spread_over_seeds():
+    def result(value):
+        return {
+            "task": "mine",
+            "encoder": "raw",
+            "decoder": "seg_linear",
+            "target_gsd": 40.0,
+            "labels": 1.0,
+            "metric": "mIoU",
+            "flops": {"encoder": 0.0, "decoder": 1e9},
+            "scores": {"published": {"mIoU": value}, "corrected": {"mIoU": value + 1}},
+            "protocol": {"name": "corrected", "encoder_statistics": "running"},
+        }
+
+    table = report.table([result(1.0), result(3.0)])
+    assert "| 2.00 ± 1.41 | 3.00 ± 1.41 | 2 |" in table

@@ -1,0 +1,137 @@
+"""A run learns, compiles once, can be killed anywhere, and says in one line what it cannot do."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from ramen_jax.console import UserError
+from ramen_jax.evaluation.encoders import Pixels, Raw
+from ramen_jax.evaluation.pangaea.protocol import CORRECTED
+from ramen_jax.evaluation.pangaea.tasks import open_task
+from tests.evaluation.conftest import PIXELS, SMALL
+
+
+class Killed(Exception):
+    pass
+
+
+def numbers(result):
+    return {key: result[key] for key in ("losses", "history", "best_epoch", "scores", "confusion")}
+
+
+def test_killed_at_every_point_the_result_is_the_same(make_run):
+    """(Mutants: an order drawn from state, dropout keyed by the call, best weights not kept.)"""
+    settings = dataclasses.replace(SMALL, decoder="seg_upernet")
+    whole = numbers(make_run(settings=settings, folder="whole").result())
+    calls = 0
+
+    def kill_after(limit):
+        def progress(info):
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                raise Killed
+
+        return progress
+
+    for limit in (1, 3, 4, 2):
+        calls = 0
+        with pytest.raises(Killed):
+            make_run(settings=settings, folder="killed").result(kill_after(limit))
+    assert numbers(make_run(settings=settings, folder="killed").result()) == whole
+
+
+def test_what_is_kept_on_disk_changes_no_number(make_run):
+    kept = numbers(make_run(folder="a").result())
+    again = make_run(folder="b")
+    assert numbers(again.result()) == kept
+    assert again.features.cache.hits > 0
+    assert again.features.cache.misses == 0
+    assert numbers(make_run(folder="c", limit=0).result()) == kept
+
+
+def test_one_compilation_each_whatever_the_number_of_epochs(make_run, tiny):
+    """Training step and forward pass once; the encoder once for batches and once for tiles."""
+    tiny.programs.clear()
+    run = make_run(settings=dataclasses.replace(SMALL, epochs=6))
+    compiled = run.result()["compiled"]
+    assert compiled["step"] == compiled["decode"] == 1
+    assert compiled["encoder"] <= 2
+
+
+@pytest.mark.parametrize("encoder", [Raw(), Pixels()], ids=lambda encoder: encoder.name)
+def test_water_is_learnt(make_run, encoder):
+    """Far above the 50 % that a constant answer can reach. (Mutants: rate 0, labels of another tile.)"""
+    task = open_task(
+        "sen1floods11",
+        make_run().task.source,
+        dataclasses.replace(CORRECTED, learning_rate=2e-2),
+        pixels=PIXELS,
+    )
+    settings = dataclasses.replace(
+        SMALL, epochs=12, decoder="seg_linear" if encoder.frozen else "seg_upernet", target_gsd=20.0
+    )
+    if not encoder.frozen:
+        settings = dataclasses.replace(settings, epochs=3)
+    result = make_run(encoder, settings, task=task).result()
+    first, last = np.mean(result["losses"][:3]), np.mean(result["losses"][-3:])
+    assert last < 0.75 * first
+    assert result["history"][-1][1] > result["history"][0][1]
+
+
+def test_the_best_epoch_is_tested_and_ties_keep_the_earlier(make_run):
+    result = make_run(settings=dataclasses.replace(SMALL, epochs=6)).result()
+    best = max(value for _, value in result["history"])
+    assert result["best_epoch"] == next(epoch for epoch, value in result["history"] if value == best)
+    assert [epoch for epoch, _ in result["history"]] == [0, 5, 6]
+
+
+def test_another_setting_in_the_same_folder_is_refused(make_run):
+    make_run().result()
+    with pytest.raises(UserError, match="holds the result of other settings"):
+        make_run(settings=dataclasses.replace(SMALL, epochs=3)).result()
+
+
+def test_a_damaged_state_is_told(make_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"state\.safetensors is damaged .*remove it"):
+        make_run().result()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"target_gsd": 5000.0}, "has no token; use at most 320 m"),
+        ({"target_gsd": 1e-4}, "asks for .* tokens of 2 modalities, which takes at least"),
+        ({"batch_size": 64}, "less than one batch of 64; use a smaller --batch-size or --replicate"),
+        ({"labels": 0.0}, "share of labels is 0"),
+        ({"decoder": "seg_upernett"}, "no decoder 'seg_upernett'; did you mean \"seg_upernet\""),
+        ({"decoder": "knn"}, "knn classifies places"),
+    ],
+)
+def test_impossible_settings(make_run, change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_run(settings=dataclasses.replace(SMALL, **change))
+
+
+def test_a_batch_without_any_truth_names_its_places(make_run):
+    run = make_run()
+    read = run.task.example
+    run.task.example = lambda *key: dataclasses.replace(
+        (example := read(*key)), target=np.full_like(example.target, run.task.ignore_index)
+    )
+    with pytest.raises(UserError, match=r"every pixel of the batch is ignored \(\w+, \w+\)"):
+        run.result()
+
+
+def test_a_chip_without_its_label_is_left_out_and_reported(make_run, floods, tmp_path):
+    source = shutil.copytree(floods, tmp_path / "copy")
+    label = sorted(source.rglob("*_LabelHand.tif"))[0]
+    label.unlink()
+    result = make_run(source=source).result()
+    assert [line for line in result["left_out"] if label.name in line]
