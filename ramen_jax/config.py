@@ -24,7 +24,7 @@ OPEN_GROUPS: dict[str, Any] = {"temporal_dropout": 0.0, "max_dates": 0, "options
 
 # Keys that change how a run is executed or watched, not what it computes: a workdir may be continued with others.
 EXECUTION_KEYS = (
-    *("checkpoint", "logging", "compile_cache", "sharding", "validation"),
+    *("checkpoint", "logging", "compile_cache", "sharding", "validation", "evaluators"),
     *("data.workers", "data.prefetch", "data.max_bad_share", "data.verify"),
     *("train.stop_at", "train.skip_steps", "train.from_scratch"),
 )
@@ -126,6 +126,17 @@ def default() -> ConfigDict:
     config.validation.every = 0
     # batches per validation and corpus
     config.validation.steps = 8
+
+    config.evaluators = ConfigDict()
+    # steps between probes (k-NN, linear readout) on the procedural Earth; 0: never. They cannot change the training
+    config.evaluators.every = 0
+    # of its places: a synthetic geometry, metres per token, how many (half is learnt from, half is asked)
+    config.evaluators.geometry = "tiny"
+    config.evaluators.target_gsd = 8.0
+    config.evaluators.places = 32
+    # probes on segmentation tasks of PANGAEA: ("sen1floods11=FOLDER", ...), and steps between them
+    config.evaluators.tasks = ()
+    config.evaluators.tasks_every = 0
 
     config.checkpoint = ConfigDict()
     # steps; the last step is always saved

@@ -5,6 +5,10 @@ same command again resumes from the newest complete checkpoint and ends with the
 that was never interrupted.
 """
 
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from ramen_jax import config as configuration
 from ramen_jax import console
 
@@ -35,7 +39,15 @@ def run() -> int:
         return 0
     if not arguments.workdir:
         raise console.UserError("--workdir is missing: the folder that keeps this run", console.USAGE)
-    return console.call("ramen_jax.training.pretrain", config, arguments.workdir, arguments.distributed)
+    return console.call(
+        "ramen_jax.training.pretrain", config, arguments.workdir, arguments.distributed, probes
+    )
+
+
+def probes(config: ConfigDict) -> Any:
+    """What config.evaluators asks to be measured on the way; nothing is imported where it asks for nothing."""
+    wanted = config.evaluators.every or config.evaluators.tasks
+    return console.call("ramen_jax.evaluation.in_loop", config) if wanted else []
 
 
 if __name__ == "__main__":

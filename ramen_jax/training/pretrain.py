@@ -1,18 +1,33 @@
 """A pretraining from its configuration to its end."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from ramen_jax.training import experiment, initial, loop, workdir
+from ramen_jax.training.evaluators import Evaluator
 
 STOPPED_BY_SIGNAL = 143
 
 
-def run(config: ConfigDict, folder: str, distributed: bool) -> int:
-    """Trains in the workdir `folder`, joining other processes first where `distributed`. Returns the exit status."""
+def no_probes(config: ConfigDict) -> list[Evaluator]:
+    """Nothing is measured but the loss."""
+    return []
+
+
+def run(
+    config: ConfigDict,
+    folder: str,
+    distributed: bool,
+    probes: Callable[[ConfigDict], list[Evaluator]] = no_probes,
+) -> int:
+    """Trains in the workdir `folder`, joining other processes first where `distributed`. Returns the exit status.
+
+    `probes` gives the evaluators of config.evaluators, which are of a room above this one.
+    """
     if distributed:
         jax.distributed.initialize()
     enable_compilation_cache(config)
@@ -22,6 +37,7 @@ def run(config: ConfigDict, folder: str, distributed: bool) -> int:
     # A configuration that turns out impossible must not claim the workdir: known first, written by `loop.run`.
     workdir.check(config, path)
     job = experiment.build(config, path)
+    job = job._replace(evaluators=[*job.evaluators, *probes(config)])
     outcome = loop.run(job, path)
     if jax.process_index() == 0:
         if outcome.complete:

@@ -1,0 +1,66 @@
+"""Probes in a pretraining: they measure, on their own schedule, and change nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ramen_jax import config as configuration
+from ramen_jax.console import UserError
+from ramen_jax.evaluation import in_loop
+from ramen_jax.evaluation.encoders import digest
+
+KEYS = (
+    *("train.steps=4", "validation.every=0", "checkpoint.every=4", "logging.every=1", "data.rows_per_step=2"),
+    *("data.workers=0", "compile_cache.folder=", "evaluators.places=8", "evaluators.target_gsd=10.0"),
+    "corpora.tiny.options.places=8",
+)
+
+
+def settings(repository, *more):
+    return configuration.load(repository / "configs" / "tiny.py", [*KEYS, *more])
+
+
+def test_a_probe_measures_the_same_twice_and_leaves_the_weights_alone(repository, tiny):
+    """(Mutant: places drawn anew at each run.)"""
+    config = settings(repository)
+    config.model.update(tiny.encoder.ramen.architecture.to_dict())
+    probe = in_loop.InLoop(config, 2, lambda: in_loop.earth("tiny", 4, 10.0))
+    trees = tiny.encoder.params, tiny.encoder.statistics
+    before = digest(trees)
+    values = probe.run(*trees, 2)
+    assert set(values) == {"probe/earth_accuracy", "probe/earth_mIoU", "probe/earth_knn"}
+    assert all(np.isfinite(value) for value in values.values())
+    assert probe.run(*trees, 4) == values
+    assert digest(trees) == before
+
+
+def test_a_task_is_probed(floods, repository, tiny):
+    config = settings(repository)
+    config.evaluators.tasks = (f"sen1floods11={floods}",)
+    with pytest.raises(UserError, match="tasks_every above 0"):
+        in_loop.run(config)
+    config.evaluators.tasks = ("sen1floods1=nowhere",)
+    config.evaluators.tasks_every = 5
+    with pytest.raises(UserError, match='did you mean "sen1floods11"'):
+        in_loop.run(config)
+
+
+def test_the_linear_readout_finds_what_is_linear():
+    """And says what chance is where nothing is. (Mutants: no standardisation, labels of the wrong half.)"""
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(100, 1, (6, 6, 8)) for _ in range(12)]
+    linear = [(one[..., 0] > 100).astype(np.int32) + (one[..., 3] > 101) for one in maps]
+    noise = [rng.integers(0, 3, (6, 6)) for _ in maps]
+    for labels, least, most in ((linear, 75, 100), (noise, 15, 50)):
+        unknown = [np.where(rng.random(one.shape) < 0.1, -1, one) for one in labels]
+        scores = in_loop.linear_readout(maps[:8], unknown[:8], maps[8:], unknown[8:], 3)
+        assert least < scores["accuracy"] <= most
+
+
+def test_neighbours_name_the_kind_of_place():
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(3, 16))
+    kinds = [place % 3 for place in range(24)]
+    maps = [centres[kind] + 0.1 * rng.normal(size=(4, 4, 16)) for kind in kinds]
+    assert in_loop.knn(maps[:12], kinds[:12], maps[12:], kinds[12:]) == 100
