@@ -23,7 +23,7 @@ from ramen_jax.training import experiment
 from ramen_jax.training.program import Program
 
 MODALITIES = {"flairhub_small": ("dem", "s2"), "mmearth_small": ("dem", "s1")}
-GSD = {"flairhub_small": 10.0, "mmearth_small": 40.0}
+GSD = {"flairhub_small": 4.0, "mmearth_small": 20.0}
 
 
 def config(*overrides: str):

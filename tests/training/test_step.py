@@ -17,12 +17,13 @@ from ramen_jax.training import loop, optimizer
 from ramen_jax.training.program import Inputs, Program
 from tests.training import real, toy
 
-# One step at seed 42 in float32 on CPU. A change that moves these is a change of the numbers of a training.
+# One step at seed 42 in float32 on CPU, rows of 289 tokens: long enough for attention in blocks. A change that moves
+# these is a change of the numbers of a training.
 GOLDEN = {
-    "loss": 20.837305,
-    "loss/dem": 6.978237,
-    "loss/s1": 13.859068,
-    "gradient_norm": 348.538,
+    "loss": 21.014839,
+    "loss/dem": 5.830400,
+    "loss/s1": 15.184438,
+    "gradient_norm": 339.8208,
     "learning_rate": 1e-3,
 }
 

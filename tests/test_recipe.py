@@ -1,0 +1,212 @@
+"""Every trap changes something, in whatever way a corpus is named, and nothing else can contradict it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from ramen_jax import config as configuration
+from ramen_jax import recipe as recipes
+from ramen_jax.console import UserError
+from ramen_jax.corpora import TRAP_OPTIONS, settings_of
+from ramen_jax.corpora.preparation import describe, prepare
+from ramen_jax.corpora.records import Prepared
+from ramen_jax.earth.layouts import write_mmearth
+from ramen_jax.interchange.source import departures
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.recipe import FIXED, REFERENCE, TRAPS, Recipe
+from ramen_jax.rows.batch import Rows
+from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.samples import Image
+from tests.model.conftest import BANDS, SMALL, SPEC, build, make_view
+
+BASE = REFERENCE.but(ltae_dropout=0.0, temporal="visible")
+
+
+@pytest.fixture(scope="module")
+def mmearth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small MMEarth64 in its original layout."""
+    folder = tmp_path_factory.mktemp("mmearth")
+    write_mmearth(folder, places=12, seed=0)
+    return folder
+
+
+def rows(recipe: Recipe) -> Rows:
+    """Two views: a long series with an invalid half, a short one beside it."""
+    long, short = make_view(1, 7.0, ("aerial", "s2"), dates=5), make_view(2, 7.0, ("aerial", "s2"), dates=2)
+    image = long.sample.images["s2"]
+    valid = np.ones((5, 6, 6), bool)
+    valid[:, :, :3] = False
+    long.sample.images["s2"] = Image(image.values, image.dates, image.present, valid)
+    views = [[long], [short]]
+    return pack(SPEC, views, exact_capacity(SPEC, views, recipe), recipe)
+
+
+@cache
+def arrays() -> tuple[Any, Any]:
+    return build()[1:]
+
+
+def loss(recipe: Recipe) -> float:
+    """The training loss of the same rows with the same parameters, with a key for dropout."""
+    ramen, (params, statistics), batch = Ramen(SMALL, recipe), arrays(), rows(BASE)
+
+    def total(params: Any, statistics: Any) -> jax.Array:
+        counts = ramen.counts(batch)
+        key = jax.random.key(0)
+        return ramen.loss(params, statistics, batch, BANDS, counts, train=True, key=key)[0]
+
+    return float(jax.jit(total)(params, statistics))
+
+
+def packed(recipe: Recipe) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(rows(recipe))]
+
+
+def parameters(recipe: Recipe) -> list[str]:
+    shapes = Ramen(SMALL, recipe).shapes[0]
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
+
+
+OBSERVED: dict[str, Callable[[Recipe], Any]] = {
+    "target": loss,
+    "time_mask": packed,
+    "modality_embedding": parameters,
+    "missing": loss,
+    "encodings": loss,
+    "sampling": packed,
+    "temporal": packed,
+    "ltae_dropout": loss,
+}
+OF_CORPORA = {  # what a prepared corpus shows of the others
+    "statistics": lambda corpus: corpus.spec.modality("s2").sensor.std,
+    "mmearth_wavelengths": lambda corpus: corpus.spec.modality("s2").sensor.bands,
+    "mmearth_draw": lambda corpus: corpus.manifest["settings"]["draw"],
+    "mmearth_zero_planes": lambda corpus: corpus.manifest["settings"]["zero_planes"],
+}
+
+
+def test_every_trap_is_observed_somewhere() -> None:
+    elsewhere = {
+        "worldstrat_repeats",
+        "worldstrat_leaks",
+    }  # by name below, by content in tests/corpora/test_worldstrat.py
+    assert OBSERVED.keys() | OF_CORPORA.keys() | elsewhere == TRAPS.keys()
+
+
+@pytest.mark.parametrize("trap", OBSERVED)
+def test_every_trap_of_model_and_packing_changes_something(trap: str) -> None:
+    """(Mutant: any place that takes its own default instead of the recipe's value.)"""
+    choices = [0.0, 0.5] if trap == "ltae_dropout" else [c for c in TRAPS[trap].choices if c is not float]
+    found = [OBSERVED[trap](BASE.but(**{trap: choice})) for choice in choices]
+    for i, one in enumerate(found):
+        for other in found[i + 1 :]:
+            assert one != other, (trap, choices)
+
+
+def ways(folder: Path, source: Path) -> dict[str, dict[str, Any]]:
+    """The same corpus named by kind, by a shipped description, and by a YAML file of one's own."""
+    own = folder / "own.yaml"
+    own.write_text(yaml.safe_dump({"kind": "mmearth", "name": "mmearth", "modalities": ["dem", "s2", "s1"]}))
+    common = {"name": "mmearth", "source": str(source)}
+    return {
+        "kind": {**common, "kind": "mmearth"},
+        "spec": {**common, "spec": "mmearth"},
+        "yaml": {**common, "spec": str(own)},
+    }
+
+
+@pytest.mark.parametrize("way", ["kind", "spec", "yaml"])
+def test_every_trap_of_a_corpus_is_honoured_however_it_is_named(
+    way: str, mmearth: Path, tmp_path: Path
+) -> None:
+    entry = ways(tmp_path, mmearth)[way]
+    corpora = {
+        recipe.mmearth_draw: Prepared(
+            prepare(entry, tmp_path / recipe.mmearth_draw, recipe, workers=1), recipe=recipe
+        )
+        for recipe in (REFERENCE, FIXED)
+    }
+    for trap, shown in OF_CORPORA.items():
+        reference, fixed = (shown(corpora[name]) for name in ("reference", "fixed"))
+        assert reference != fixed, trap
+    assert corpora["fixed"].manifest["settings"]["draw"] == "fixed"
+    assert set(corpora["reference"].ids) & set(Prepared(tmp_path / "reference", "val").ids)
+
+
+@pytest.mark.parametrize(("kind", "option"), [(k, o) for k, options in TRAP_OPTIONS.items() for o in options])
+def test_no_other_knob_decides_a_trap(kind: str, option: str, tmp_path: Path) -> None:
+    trap = TRAP_OPTIONS[kind][option]
+    for value in ("reference", "fixed"):
+        recipe = FIXED.but(**{trap: value})
+        own = tmp_path / "own.yaml"
+        own.write_text(f"kind: {kind}\n")
+        for entry in ({"kind": kind}, {"spec": kind}, {"spec": str(own)}):
+            assert settings_of(describe(entry, recipe))[option] == value
+            contradicting = {**entry, "options": {option: "reference"}}
+            with pytest.raises(
+                UserError, match=rf"option {option} is decided by the recipe.*config\.traps\.{trap}"
+            ):
+                describe(contradicting, recipe)
+        own.write_text(f"kind: {kind}\n{option}: {value}\n")
+        with pytest.raises(UserError, match=f"option {option} is decided by the recipe"):
+            describe({"spec": str(own)}, recipe)
+
+
+def test_a_folder_prepared_otherwise_is_refused_with_the_way_out(mmearth: Path, tmp_path: Path) -> None:
+    entry = {"kind": "mmearth", "name": "mmearth", "source": str(mmearth)}
+    folder = prepare(entry, tmp_path / "prepared", FIXED, workers=1)
+    with pytest.raises(
+        UserError, match=r"draw: 'fixed' there, 'reference' asked for.*config\.traps\.mmearth_draw=fixed"
+    ):
+        prepare(entry, folder, REFERENCE)
+    told = REFERENCE.but(mmearth_draw="fixed", mmearth_zero_planes="fixed")
+    assert prepare(entry, folder, told) == folder
+
+
+def test_a_recipe_comes_out_of_a_configuration_as_it_went_in() -> None:
+    config = configuration.finish(configuration.default(), ["recipe=fixed", "traps.sampling=area"])
+    assert configuration.recipe_of(config) == FIXED.but(sampling="area")
+    assert Recipe.from_dict(FIXED.to_dict()) == FIXED
+    assert hash(FIXED) != hash(REFERENCE)
+
+
+def test_wrong_recipes_are_told() -> None:
+    for make, sentence in (
+        (
+            lambda: Recipe.named("fixd"),
+            "recipe is 'fixd', expected reference or fixed; did you mean \"fixed\"",
+        ),
+        (lambda: Recipe.named("fixed", samplng="area"), "no trap 'samplng'; did you mean \"sampling\""),
+        (
+            lambda: FIXED.but(sampling="aera"),
+            "'aera', expected one of 'recipe', 'reference', 'metric', 'area'",
+        ),
+        (lambda: FIXED.but(ltae_dropout=1.0), "a share from 0 to below 1"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            make()
+
+
+def test_the_readme_shows_the_table_of_traps(repository: Path) -> None:
+    assert recipes.table() in (repository / "README.md").read_text()
+
+
+def test_a_card_names_the_traps_that_differ_from_the_official_code() -> None:
+    told = departures({"traps": FIXED.to_dict()}, decoder=True)
+    assert told == [
+        f"{trap} {getattr(FIXED, trap)} (official: {TRAPS[trap].reference})"
+        for trap in ("sampling", "missing", "time_mask", "target")
+    ]
+
+
+def test_the_fields_of_a_recipe_are_the_traps() -> None:
+    assert [field.name for field in dataclasses.fields(Recipe)] == list(TRAPS)
