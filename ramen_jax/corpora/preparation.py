@@ -52,8 +52,12 @@ def prepare(
     if _is_prepared(folder, description):
         return folder
     source = _source(entry, description)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror or error}") from error
+    with _alone(folder, made):
         # Another process may have done the work while this one waited for it.
         if _is_prepared(folder, description):
             return folder
@@ -73,12 +77,20 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process prepares this folder. The lock falls with its process, however that ends."""
+def _alone(folder: Path, made: bool) -> Iterator[None]:
+    """Waits until no other process prepares this folder. The lock falls with its process, however that ends.
+
+    A folder that was `made` for this work and in which no shard was finished goes with an error.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        except UserError:
+            if made and not any(folder.rglob("*.array_record*")):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     finally:
         os.close(descriptor)
 

@@ -48,6 +48,9 @@ def put_rows(rows: Any, mesh: Mesh, shapes: Any) -> Any:
     sharding = NamedSharding(mesh, ROWS)
 
     def put(array: np.ndarray, whole: Any) -> jax.Array:
+        local = (len(local_rows(mesh, whole.shape[0])), *whole.shape[1:])
+        if np.shape(array) != local:
+            raise ValueError(f"rows of shape {np.shape(array)}, the program is compiled for {local}")
         return jax.make_array_from_process_local_data(sharding, np.asarray(array), whole.shape)
 
     return jax.tree.map(put, rows, shapes)

@@ -87,7 +87,7 @@ def reconstructions(trained: Trained, corpus: Prepared, view: PackedView) -> dic
     prediction says how the bands of a pixel relate, not how bright the pixel is: mean and contrast of each pixel are
     then borrowed from the original.
     """
-    ramen, target = trained.ramen, trained.ramen.recipe.target
+    ramen, kind = trained.ramen, trained.ramen.recipe.target
     sensors = sensors_of(corpus.spec)
     bands = {name: sensor.bands for name, sensor in sensors.items()}
     rows = packed(corpus.spec, [view], ramen.recipe, ramen.architecture.mask_ratio)
@@ -98,7 +98,7 @@ def reconstructions(trained: Trained, corpus: Prepared, view: PackedView) -> dic
         return {
             name: (
                 predictions[name],
-                targets(normalised(images), target),
+                targets(normalised(images), kind),
                 normalised(images),
                 pixel_mask(images),
             )
@@ -115,7 +115,7 @@ def reconstructions(trained: Trained, corpus: Prepared, view: PackedView) -> dic
         prediction, target, values = (array[0, 0, place] for array in arrays[:3])
         mean, std = (m[0, 0][:, None, None] for m in (images.mean_RxSxC, images.std_RxSxC))
         restored = prediction
-        if target == "per_pixel":
+        if kind == "per_pixel":
             restored = prediction * values.std(axis=0, ddof=1) + values.mean(axis=0)
         results[name] = figures.Hidden(
             original=image.values[frame].astype(np.float32) * sensor.scale + sensor.offset,

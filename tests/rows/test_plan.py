@@ -195,7 +195,7 @@ def test_a_row_is_the_same_in_another_process() -> None:
 
 def host_share(plan: Plan, step: int, host: int, hosts: int) -> list[View]:
     each = plan.capacity(plan.corpus(step)).rows // hosts
-    return [view for row in plan.rows(step, host * each, (host + 1) * each) for view in row]
+    return [view for row in plan.rows(step, range(host * each, (host + 1) * each)) for view in row]
 
 
 @pytest.mark.parametrize("hosts", [[1], [2], [4], [8], [4, 2, 8, 1]])
