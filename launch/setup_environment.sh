@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marker=.venv/ramen_jax_started   # this script made .venv, so this script may clear it
 stamp=.venv/ramen_jax_complete   # written last: the installation came to its end, for these inputs
 log=.venv/install.log
-inputs=$( (pwd; cat requirements.txt pyproject.toml) | cksum)
+inputs=$( (pwd; cat requirements.txt pyproject.toml launch/constraints.txt) | cksum)
 
 fail() { printf 'error: %s\n' "$1" >&2; exit 1; }
 
@@ -55,7 +55,8 @@ fi
 rm -f "$stamp"
 
 echo "Installing the packages of requirements.txt into .venv; this is done once and takes a few minutes."
-.venv/bin/python -m pip install --disable-pip-version-check --no-input --editable '.[test]' > "$log" 2>&1 &
+.venv/bin/python -m pip install --disable-pip-version-check --no-input \
+  --constraint launch/constraints.txt --editable '.[test]' > "$log" 2>&1 &
 pip=$!
 trap 'kill "$pip" 2> /dev/null || true' EXIT
 trap 'exit 130' INT TERM
