@@ -22,7 +22,20 @@ PRECISIONS = ("float32", "bfloat16")
 def frequencies(dim: int) -> np.ndarray:
     """1 / 10000^(i / (D/2)) for i = 0..D/2-1: [D/2] float32."""
     exponent = np.arange(dim // 2, dtype=np.float32) / np.float32(dim / 2.0)
-    return (np.float32(1.0) / np.power(np.float32(BASE), exponent)).astype(np.float32)
+    return np.float32(1.0) / _power(BASE, exponent)
+
+
+def date_denominators(dim: int) -> np.ndarray:
+    """367^(2 (i // 2) / D) for i = 0..D-1: [D] float32."""
+    return _power(PERIOD_DAYS, (2 * (np.arange(dim) // 2)).astype(np.float32) / np.float32(dim))
+
+
+def _power(base: float, exponent: np.ndarray) -> np.ndarray:
+    """base ** exponent as the float32 nearest to the exact power, whatever the CPU.
+
+    NumPy's own float32 power is off by a last bit where it runs on AVX-512, and exact elsewhere.
+    """
+    return np.power(np.float64(base), exponent.astype(np.float64)).astype(np.float32)
 
 
 def sincos(position: jax.Array, dim: int, precision: str = "float32") -> jax.Array:
@@ -46,8 +59,7 @@ def sincos_2d(coords: jax.Array, dim: int, precision: str = "float32") -> jax.Ar
 
 def date_encoding(dates: jax.Array, dim: int) -> jax.Array:
     """[...] days of year -> [..., D] float32, interleaved sine and cosine with period 367 (ltae.py)."""
-    exponent = (2 * (np.arange(dim) // 2)).astype(np.float32) / np.float32(dim)
-    denominator = jnp.asarray(np.power(np.float32(PERIOD_DAYS), exponent).astype(np.float32))
+    denominator = jnp.asarray(date_denominators(dim))
     dates = jnp.asarray(dates, jnp.float32)[..., None]
     angle = dates / denominator.reshape((1,) * (dates.ndim - 1) + (dim,))
     even = jnp.asarray(np.arange(dim) % 2 == 0).reshape((1,) * (dates.ndim - 1) + (dim,))
