@@ -15,8 +15,8 @@ from ramen_jax.console import UserError
 from ramen_jax.evaluation.pangaea.tasks import Task
 from ramen_jax.visual import predictions
 
-# Test mIoU of the benchmark with a frozen encoder and UPerNet (arXiv 2412.04204, table of all labels) and of the
-# official RAMEN (its README). PASTIS of the U-Net was computed with the void class in the mean.
+# Test mIoU with all labels. RAMEN: its README. U-Net: as quoted for arXiv 2412.04204, cells not yet checked against the
+# paper. PASTIS of the U-Net was computed with the void class in the mean.
 PUBLISHED = {
     "RAMEN (published)": {
         "hlsburnscars": 85.02,
@@ -28,7 +28,7 @@ PUBLISHED = {
         "spacenet7": 60.31,
         "ai4smallfarms": 38.78,
     },
-    "UNet (published)": {
+    "UNet (quoted, unchecked)": {
         "hlsburnscars": 84.51,
         "mados": 54.79,
         "pastis": 31.60,
