@@ -6,16 +6,23 @@ parallelism, FSDP and tensor parallelism are three settings of the same two tabl
 
 `embed` is a width, `mlp` and `heads` are what tensor parallelism may split, `layers` is the stacked axis of the
 scanned blocks. None stays whole.
+
+A width that its mesh axis does not divide is no reason to keep a parameter whole on every device: in storage another
+axis of the parameter takes its place. What no axis of divides is told, and refused where it is much.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ramen_jax.console import USAGE, UserError
+
+MOST_WHOLE = 0.2  # of the parameters that a mapping means to split; more is refused
 
 Axes = tuple[str | None, ...]
 LogicalAxes = Callable[[tuple[str, ...], int], Axes]
@@ -69,24 +76,104 @@ def flat_names(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def tree_shardings(tree: Any, mesh: Mesh, mapping: Mapping[str, str], logical_axes: LogicalAxes) -> Any:
+def layout(
+    shape: tuple[int, ...],
+    names: Axes,
+    mapping: Mapping[str, str],
+    sizes: Mapping[str, int],
+    fall_back: bool = False,
+) -> tuple[Axes, tuple[str, ...]]:
+    """(mesh axis or None for each axis of a parameter, the mesh axes that it was meant to be split over and is not).
+
+    The first axis that the mapping names and the mesh axis divides takes it. With `fall_back` the largest axis that is
+    free and divisible takes what is left over; the stacked layers, which a scan cuts one by one, come last.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    meant = []
+    for place, name in enumerate(names):
+        target = mapping.get(name, "") if name else ""
+        if not target or sizes[target] == 1:
+            continue
+        meant.append(target)
+        if target not in axes and shape[place] % sizes[target] == 0:
+            axes[place] = target
+    for target in dict.fromkeys(meant):
+        free = [i for i, size in enumerate(shape) if axes[i] is None and size % sizes[target] == 0]
+        if fall_back and target not in axes and free:
+            axes[min(free, key=lambda i: (names[i] == "layers", -shape[i]))] = target
+    return tuple(axes), tuple(target for target in dict.fromkeys(meant) if target not in axes)
+
+
+def tree_shardings(
+    tree: Any, mesh: Mesh, mapping: Mapping[str, str], logical_axes: LogicalAxes, *, fall_back: bool = False
+) -> Any:
     """A NamedSharding for every leaf of a parameter tree, or of a tree that nests parameter trees (optimizer state).
 
     Axes that the mapping leaves out, that a mesh axis already took, or whose size the mesh axis does not divide
-    stay whole; scalars are replicated.
+    stay whole, but see `layout` for `fall_back`; scalars are replicated.
     """
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        axes: list[str | None] = []
-        if leaf.ndim:
-            for size, name in zip(leaf.shape, logical_axes(names, leaf.ndim), strict=True):
-                target = mapping.get(name, "") if name else ""
-                usable = target and target not in axes and size % mesh.shape[target] == 0
-                axes.append(target if usable and mesh.shape[target] > 1 else None)
+        logical = logical_axes(names, leaf.ndim) if leaf.ndim else ()
+        axes, _ = layout(leaf.shape, logical, mapping, mesh.shape, fall_back)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+class Whole(NamedTuple):
+    """What a mapping means to split over a mesh axis that divides none of its axes.
+
+    `share`: of the numbers of all parameters that it means to split; `names`: the largest first.
+    """
+
+    share: float
+    names: tuple[str, ...]
+
+
+def kept_whole(
+    params: Any, sizes: Mapping[str, int], mapping: Mapping[str, str], logical_axes: LogicalAxes
+) -> Whole:
+    """What stays whole in storage on a mesh of these sizes."""
+    meant, whole = 0, dict[str, int]()
+    for name, leaf in flat_names(params).items():
+        if not leaf.ndim:
+            continue
+        logical = logical_axes(tuple(name.split("/")), leaf.ndim)
+        if not any(sizes.get(mapping.get(axis or "", ""), 1) > 1 for axis in logical):
+            continue
+        meant += leaf.size
+        if layout(leaf.shape, logical, mapping, sizes, fall_back=True)[1]:
+            whole[name] = leaf.size
+    return Whole(sum(whole.values()) / max(meant, 1), tuple(sorted(whole, key=lambda name: -whole[name])))
+
+
+def refuse_whole(params: Any, mesh: Mesh, mapping: Mapping[str, str], logical_axes: LogicalAxes) -> Whole:
+    """`kept_whole` on this mesh. UserError where it is more than MOST_WHOLE; says which mesh would do."""
+    sizes = dict(mesh.shape)
+    found = kept_whole(params, sizes, mapping, logical_axes)
+    if found.share <= MOST_WHOLE:
+        return found
+    fitting = []
+    for axis in ("fsdp", "tensor"):
+        for size in range(sizes[axis] - 1, 0, -1):
+            smaller = {**sizes, axis: size, "data": sizes["data"] * sizes[axis] // size}
+            if (
+                sizes[axis] % size == 0
+                and kept_whole(params, smaller, mapping, logical_axes).share <= MOST_WHOLE
+            ):
+                fitting.append(
+                    f"config.sharding.{axis} = {size} with config.sharding.data = {smaller['data']}"
+                )
+                break
+    raise UserError(
+        f"config.sharding keeps {found.share:.0%} of the parameters that it means to split whole on every device "
+        f"(data = {sizes['data']}, fsdp = {sizes['fsdp']}, tensor = {sizes['tensor']} divide none of their axes; the "
+        f"largest is {found.names[0]}), at most {MOST_WHOLE:.0%} may be; "
+        + (" or ".join(fitting) + " would do" if fitting else "use a width that more devices divide"),
+        USAGE,
+    )
 
 
 def table(tree: Any, logical_axes: LogicalAxes) -> str:

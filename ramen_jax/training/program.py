@@ -55,9 +55,10 @@ class Program:
     Attributes:
         abstract: shapes, dtypes and shardings of the state.
         rate: the learning rate of a step.
+        kept_whole: parameters that every device holds whole though the configuration means to split them.
 
     Raises:
-        UserError: rows that the mesh does not divide; says which number would do.
+        UserError: rows that the mesh does not divide, or too many parameters; says which number would do.
     """
 
     def __init__(
@@ -141,6 +142,11 @@ class Program:
             keep: folder for the lowered steps (`step_CORPUS.stablehlo.gz`).
         """
         began = time.monotonic()
+        if self.kept_whole.names:
+            note(
+                f"{self.kept_whole.share:.1%} of the parameters to be split stay whole, their axes are not divisible: "
+                + ", ".join(self.kept_whole.names[:3])
+            )
         wanted = [(kind, name) for kind, given in self.inputs.items() for name in given]
         for number, (kind, name) in enumerate(wanted, 1):
             started = time.monotonic()
@@ -179,12 +185,15 @@ class Program:
     def _abstract_state(self) -> State:
         shapes = jax.eval_shape(self._new_state)
         whole, stored = meshes.replicated(self.mesh), self.config.sharding.storage
+        self.kept_whole = rules.refuse_whole(shapes.params, self.mesh, stored, self.logical_axes)
         self._shardings = State(
             step=whole,
             alive=whole,
-            params=rules.tree_shardings(shapes.params, self.mesh, stored, self.logical_axes),
+            params=rules.tree_shardings(shapes.params, self.mesh, stored, self.logical_axes, fall_back=True),
             statistics=jax.tree.map(lambda _: whole, shapes.statistics),
-            opt_state=rules.tree_shardings(shapes.opt_state, self.mesh, stored, self.logical_axes),
+            opt_state=rules.tree_shardings(
+                shapes.opt_state, self.mesh, stored, self.logical_axes, fall_back=True
+            ),
         )
         return jax.tree.map(
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
