@@ -1,0 +1,205 @@
+"""What a compiled program does, read from its text: collectives and memory traffic, loop bodies as often as they run.
+
+XLA's own cost analysis counts the body of a loop once, however often it runs, and collectives not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+BITS = {
+    **dict.fromkeys(("pred", "s8", "u8"), 8),
+    **dict.fromkeys(("s16", "u16", "bf16", "f16"), 16),
+    **dict.fromkeys(("s32", "u32", "f32"), 32),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 64),
+    **dict.fromkeys(("s4", "u4"), 4),
+}
+# These move nothing by themselves: they name what others wrote, or wait for what others began.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"),
+    *("while", "conditional", "call", "after-all", "optimization-barrier", "iota"),
+}
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line: `name = type opcode(inside), rest`; `operands`: the names inside."""
+
+    name: str
+    type: str
+    opcode: str
+    inside: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+
+@dataclass
+class Collective:
+    """Collectives of one kind and element type in one step.
+
+    Attributes:
+        count: how often they run.
+        bytes: of their results (of their operands for reduce-scatter), per device.
+        sent: bytes that a device sends, in a ring over its group.
+    """
+
+    count: int = 0
+    bytes: float = 0.0
+    sent: float = 0.0
+
+
+@dataclass
+class Work:
+    """`collectives`: (kind, element type) -> what runs; `traffic`: bytes read and written in device memory."""
+
+    collectives: dict[tuple[str, str], Collective] = field(default_factory=lambda: defaultdict(Collective))
+    traffic: float = 0.0
+
+    def of_kind(self, kind: str) -> Collective:
+        """All element types together."""
+        found = [value for (name, _), value in self.collectives.items() if name == kind]
+        return Collective(
+            sum(c.count for c in found), sum(c.bytes for c in found), sum(c.sent for c in found)
+        )
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to others."""
+        return sum(value.sent for value in self.collectives.values())
+
+
+def read(text: str) -> Work:
+    """The work of a compiled module (`compiled.as_text()`) on one device.
+
+    A loop whose number of rounds the compiler does not know counts as one round.
+    """
+    computations, entry = _parse(text)
+    work = Work()
+    _walk(computations, entry, 1, work, in_fusion=False)
+    return work
+
+
+def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", list[Instruction]()
+    for line in text.splitlines():
+        line = re.sub(r"/\*.*?\*/", "", line)
+        if header := _HEADER.match(line):
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            inside, rest = _operands(found[5])
+            names = tuple(re.findall(r"%([\w.\-]+)", inside))
+            current.append(Instruction(found[2], found[3], found[4], inside, names, rest, bool(found[1])))
+    if not entry:
+        raise ValueError("the text has no ENTRY computation: expected the text of a compiled module")
+    return computations, entry
+
+
+def _operands(text: str) -> tuple[str, str]:
+    """What stands up to the closing bracket, and what follows it."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text[:place], text[place + 1 :]
+    return text, ""
+
+
+def _arrays(type_: str) -> Iterator[tuple[str, float]]:
+    """(element type, bytes) of each array of a type that lies in device memory (a space S(n) is on the chip)."""
+    for name, shape, layout in _ARRAY.findall(type_):
+        if name in BITS and "S(" not in layout:
+            yield name, math.prod(int(size) for size in shape.split(",") if size) * BITS[name] / 8
+
+
+def _bytes(type_: str) -> float:
+    return sum(size for _, size in _arrays(type_))
+
+
+def _walk(
+    computations: dict[str, list[Instruction]], name: str, times: int, work: Work, *, in_fusion: bool
+) -> None:
+    here = {instruction.name: instruction for instruction in computations[name]}
+    for instruction in computations[name]:
+        opcode = instruction.opcode
+        if opcode.removesuffix("-done") in COLLECTIVES:
+            begun = here[instruction.operands[0]] if opcode.endswith("-done") else instruction
+            _count(instruction, opcode.removesuffix("-done"), begun.rest, times, work)
+        called = [] if opcode.endswith(("-done", "-update")) else _CALLED.findall(instruction.rest)
+        if not in_fusion and opcode not in _FREE and not opcode.endswith(("-done", "-update")):
+            inner = next(
+                (computations[c] for key, c in called if key == "calls" and opcode == "fusion"), None
+            )
+            work.traffic += times * _traffic(instruction, here, inner)
+        trips = _TRIPS.search(instruction.rest)
+        for key, other in called:
+            rounds = int(trips[1]) if trips and key in ("body", "condition") else 1
+            if key != "to_apply" or opcode == "call":
+                fused = in_fusion or opcode == "fusion" or opcode.endswith("-start")
+                _walk(computations, other, times * rounds, work, in_fusion=fused)
+        for several, one in _BRANCHES.findall(instruction.rest):
+            for other in re.findall(r"[\w.\-]+", several or one):
+                _walk(computations, other, times, work, in_fusion=in_fusion)
+
+
+def _count(instruction: Instruction, kind: str, attributes: str, times: int, work: Work) -> None:
+    found = _GROUPS.search(attributes)
+    size = int(found[3] or len(found[1].split(","))) if found else 2
+    share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(kind, (size - 1) / size)
+    sizes: dict[str, float] = defaultdict(float)
+    for element, result in _arrays(re.sub(r"S\(\d+\)", "", instruction.type)):  # wherever it lies
+        sizes[element] += result * size if kind == "reduce-scatter" else result
+    for element, whole in sizes.items():
+        entry = work.collectives[kind, element]
+        entry.count += times
+        entry.bytes += times * whole
+        entry.sent += times * whole * share
+
+
+def _traffic(
+    instruction: Instruction, here: dict[str, Instruction], inner: list[Instruction] | None
+) -> float:
+    """Bytes one instruction reads and writes: of an array it only cuts into, the cut."""
+    result, opcode = _bytes(instruction.type), instruction.opcode
+    operands = [here[name].type if name in here else "" for name in instruction.operands]
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * result
+    if opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * _bytes(operands[-1 if opcode == "scatter" else 1])
+    if opcode.endswith("-start"):
+        return sum(map(_bytes, operands)) * 2
+    if inner is None:
+        return result + sum(map(_bytes, operands))
+    inside = {other.name: other for other in inner}
+    root = next(other for other in inner if other.root)
+    updated = root
+    while updated.opcode in ("bitcast", "copy", "convert") and updated.operands[0] in inside:
+        updated = inside[updated.operands[0]]
+    total = result
+    if updated.opcode == "dynamic-update-slice":
+        total = _bytes(inside[updated.operands[1]].type)
+    parameters = [other for other in inner if other.opcode == "parameter"]
+    for parameter in parameters:
+        type_ = operands[int(parameter.inside)]
+        users = [other for other in inner if parameter.name in other.operands]
+        if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
+            total += min(_bytes(type_), sum(_bytes(user.type) for user in users))
+        elif updated in users and updated.opcode == "dynamic-update-slice" and len(users) == 1:
+            total += 0.0 if updated.operands[0] == parameter.name else _bytes(type_)
+        else:
+            total += _bytes(type_)
+    return total

@@ -1,0 +1,167 @@
+"""What is read from compiled programs, the table of chips, the advice; wrong input. No TPU compiler is needed."""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from ramen_jax import config as configuration
+from ramen_jax.benchmarks import chips, hlo
+from ramen_jax.benchmarks import compile_check as engine
+from ramen_jax.console import UserError
+
+# The text of a compiled module: a loop of three rounds that gathers a layer, and one sum of bfloat16 gradients.
+MODULE = """HloModule example, num_partitions=8
+
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  ROOT %s = bf16[] add(%a, bf16[] %b)
+}
+
+%cut (stack: f32[3,16,8], place: s32[]) -> f32[1,16,8] {
+  %stack = f32[3,16,8]{2,1,0} parameter(0)
+  %place = s32[] parameter(1)
+  ROOT %piece = f32[1,16,8]{2,1,0} dynamic-slice(%stack, %place), dynamic_slice_sizes={1,16,8}
+}
+
+%body (carry: (s32[], f32[3,16,8])) -> (s32[], f32[3,16,8]) {
+  %carry = (s32[], f32[3,16,8]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %w = f32[3,16,8]{2,1,0} get-tuple-element(%carry), index=1
+  %layer = f32[1,16,8]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%cut
+  %begun = (f32[1,16,8]{2,1,0}, f32[8,16,8]{2,1,0}) all-gather-start(%layer), replica_groups=[1,8]<=[8], dimensions={0}
+  %whole = f32[8,16,8]{2,1,0} all-gather-done(%begun)
+  ROOT %next = (s32[], f32[3,16,8]{2,1,0}) tuple(%i, %w)
+}
+
+%condition (carry.1: (s32[], f32[3,16,8])) -> pred[] {
+  %carry.1 = (s32[], f32[3,16,8]{2,1,0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (w.1: f32[3,16,8], g: bf16[64]) -> bf16[64] {
+  %w.1 = f32[3,16,8]{2,1,0} parameter(0)
+  %g = bf16[64]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[3,16,8]{2,1,0}) tuple(%zero, %w.1)
+  %loop = (s32[], /*index=1*/f32[3,16,8]{2,1,0}) while(%start), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %near = bf16[64]{0:T(256)S(1)} copy(%g)
+  ROOT %sum = bf16[64]{0} all-reduce(%near), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+    """(Mutants: the trip count left out; the operand of an asynchronous gather counted for its result.)"""
+    work = hlo.read(MODULE)
+    gathered, summed = work.collectives["all-gather", "f32"], work.collectives["all-reduce", "bf16"]
+    assert set(work.collectives) == {("all-gather", "f32"), ("all-reduce", "bf16")}
+    assert (gathered.count, gathered.bytes) == (3, 3 * 8 * 16 * 8 * 4)
+    assert gathered.sent == 3 * 7 * 16 * 8 * 4
+    assert (summed.count, summed.bytes, summed.sent) == (1, 128, 128 * 2 * 3 / 4)
+    assert work.of_kind("all-gather").count == 3
+
+
+def test_traffic_is_that_of_the_layer_and_not_of_the_stack_it_is_cut_from():
+    """(Mutants: on-chip arrays counted as device memory; all three layers counted in each round.)"""
+    layer = 16 * 8 * 4
+    rounds = 3 * (layer + layer + 4 + 2 * layer)  # cut: written, read, place; gather: begun
+    assert hlo.read(MODULE).traffic == rounds + 128 + 128  # copy reads 64 bfloat16; the sum writes as many
+
+
+def test_text_that_is_no_module_is_an_error():
+    with pytest.raises(ValueError, match="ENTRY"):
+        hlo.read("nothing")
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ramen_jax.benchmarks import hlo
+
+mesh = jax.make_mesh((8,), ("data",))
+split, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
+def loss(w, x):
+    return jnp.sum(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+gradient = jax.jit(jax.grad(loss), in_shardings=(whole, split), out_shardings=whole)
+work = hlo.read(gradient.lower(jnp.ones((5, 16, 16)), jnp.ones((32, 16))).compile().as_text())
+print(work.of_kind("all-reduce").bytes, work.of_kind("all-gather").count)
+"""
+
+
+def test_a_data_parallel_gradient_is_summed_once_over_eight_devices(repository):
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(repository), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [str(5 * 16 * 16 * 4.0), "0"]  # whether per layer or all together
+
+
+def test_known_slices():
+    slice_ = chips.topology("v5p:8x8x16")
+    assert (slice_.chips, slice_.chip.name) == (1024, "v5p")
+    for name, chip in chips.CHIPS.items():
+        assert name == chip.name
+        assert all(shape.count("x") == chip.axes - 1 for shape in chip.topologies)
+        assert 16 * 2**30 <= chip.memory <= 95 * 2**30
+        assert 100 < chip.flops / chip.bandwidth < 700  # operations per byte, of every generation
+
+
+@pytest.mark.parametrize("text", ["v5e:4x5", "v5e", "v7:4x4", "v5e:4x4x4", ""])
+def test_an_unknown_topology_lists_the_known(text):
+    with pytest.raises(UserError, match=r"unknown --topology .*v5e:\{2x2,.*16x16\}") as caught:
+        chips.topology(text)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("text", ["0", "4,", "four", "-1", "4;8"])
+def test_rows_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match=r"--rows is .*expected rows per chip"):
+        engine.rows_asked(text)
+    assert engine.rows_asked("4,8") == [4, 8]
+
+
+def test_a_corpus_that_the_configuration_lacks_is_refused(repository):
+    path = f"{repository}/configs/base.py"
+    arguments = argparse.Namespace(topology="v5e:2x2", rows="", corpus="flairhb", config=path)
+    with pytest.raises(UserError, match=r'flairhb.*did you mean "flairhub"'):
+        engine.run(configuration.load(path), arguments, [])
+
+
+def test_the_compilers_complaint_tells_what_was_needed():
+    text = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+    assert engine.needed(text + "Used 20.5G of 15.75G hbm. Exceeded by 4.75G.") == 20.5 * 2**30
+    assert engine.needed("INTERNAL: something else") is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "optimizer", "peak", "overrides", "expected"),
+    [
+        (4.0, 8.0, 20.0, (), "--config.sharding.fsdp=-1"),
+        (1.0, 2.0, 20.0, (), "--config.model.dtype=bfloat16"),
+        (1.0, 2.0, 40.0, ("model.dtype=bfloat16", "model.remat=dots"), "--config.model.remat=full"),
+        (1.0, 2.0, 40.0, ("model.dtype=bfloat16",), "--config.optimizer.accumulate=4"),
+        (
+            1.0,
+            2.0,
+            90.0,
+            ("model.dtype=bfloat16", "sharding.data=1", "sharding.fsdp=-1"),
+            "chips with more memory: v5p",
+        ),
+    ],
+)
+def test_advice_is_the_cheapest_change(repository, parameters, optimizer, peak, overrides, expected):
+    """On a chip of 16 GiB, four rows. (Mutant: micro-batches that would not fit either.)"""
+    config = configuration.load(f"{repository}/configs/base.py", overrides)
+    found = engine.Check(
+        "flairhub", 4, *(2**30 * x for x in (parameters, optimizer)), None, peak * 2**30, 1.0, None
+    )
+    if parameters + optimizer < 8 and "chips" in expected:
+        found = dataclasses.replace(found, rows=1)
+    assert expected in engine.advice(found, chips.CHIPS["v5e"], config)
+    assert any(expected in line for line in engine.table(found, chips.CHIPS["v5e"], config))
