@@ -77,8 +77,11 @@ def scatter_cells(
     rows, _, dates, bands = tokens.shape
     cells = slots * side * side
     index = jnp.where(slot_RxM >= 0, slot_RxM * side * side + cell_RxM, cells)
-    flat = jnp.zeros((rows, cells + 1, dates, bands), tokens.dtype)
-    flat = flat.at[jnp.arange(rows)[:, None], index].set(tokens)[:, :cells]
+    blank = jnp.zeros((cells + 1, dates, bands), tokens.dtype)
+    # Row by row: written with row numbers in the index, a mesh gathers the rows of all devices onto each.
+    flat = jax.vmap(lambda index_M, tokens_MxTxC: blank.at[index_M].set(tokens_MxTxC))(index, tokens)[
+        :, :cells
+    ]
     return jnp.transpose(flat.reshape(rows, slots, side, side, dates, bands), (0, 1, 4, 5, 2, 3))
 
 
