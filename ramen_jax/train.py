@@ -29,8 +29,14 @@ def run() -> int:
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="several processes (TPU pod, Slurm, or JAX_COORDINATOR_ADDRESS and its companions): join the others first",
+        help="several processes (Slurm, Open MPI, GKE, TPU, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID): join the others first",
     )
+    parser.add_argument(
+        "--coordinator", default="", metavar="HOST:PORT", help="address of process 0; joins it"
+    )
+    parser.add_argument("--processes", default="", metavar="N", help="how many processes train together")
+    parser.add_argument("--process-id", default="", metavar="I", help="number of this one, from 0")
     arguments, overrides = configuration.parse(parser)
     config = configuration.load(arguments.config, overrides)
     if arguments.print_config:
@@ -39,9 +45,9 @@ def run() -> int:
         return 0
     if not arguments.workdir:
         raise console.UserError("--workdir is missing: the folder that keeps this run", console.USAGE)
-    return console.call(
-        "ramen_jax.training.pretrain", config, arguments.workdir, arguments.distributed, probes
-    )
+    flags = (arguments.coordinator, arguments.processes, arguments.process_id)
+    others = flags if arguments.distributed or any(flags) else None
+    return console.call("ramen_jax.training.pretrain", config, arguments.workdir, others, probes)
 
 
 def probes(config: ConfigDict) -> Any:

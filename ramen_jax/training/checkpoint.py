@@ -105,9 +105,14 @@ class Checkpoints:
         return steps_in(self.folder)
 
     def save(self, step: int, state: State, meta: Mapping[str, Any], loss: float) -> None:
-        """Starts writing a checkpoint and returns as soon as the arrays are copied. A failure is noted, not raised."""
+        """Starts writing a checkpoint and returns as soon as the arrays are copied.
+
+        A failure is noted, not raised. Of several processes, those that did not fail would wait for the one that
+        did: it raises a UserError, for all to end by (`agree.failing_together`).
+        """
         self.wait()
-        if step in self.steps() and step not in self._unusable:
+        # What is there and what is damaged is process 0's to say: the others have not looked.
+        if agree.from_primary(int(step in self.steps() and step not in self._unusable)):
             return
         if self.failed:
             self._remove_unfinished()
@@ -254,6 +259,10 @@ class Checkpoints:
             if complete
             else "there is none yet"
         )
+        if jax.process_count() > 1:
+            raise UserError(
+                f"the checkpoint of step {step} was not saved ({self.failed}); {last}", DATA
+            ) from error
         self.note(f"WARNING: CHECKPOINT OF STEP {step} NOT SAVED ({self.failed}); training goes on, {last}")
         # A fresh manager forgets the failure. The half-written folder goes now, to free its space, and again before
         # the next save: threads of the failed one may still be writing.
@@ -303,7 +312,7 @@ def refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[s
     """UserError listing what differs in tree, sensors, fingerprints and plan between a checkpoint and this run."""
     lines: list[str] = []
     for group in ("tree", "sensors", "fingerprints", "plan"):
-        ours, theirs = _leaves(wanted.get(group, {})), _leaves(found.get(group, {}))
+        ours, theirs = leaves(wanted.get(group, {})), leaves(found.get(group, {}))
         for name in sorted(ours.keys() | theirs.keys()):
             if name not in theirs:
                 lines.append(f"{group} {name}: missing in the checkpoint, expected {ours[name]}")
@@ -317,10 +326,10 @@ def refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[s
         raise UserError(f"checkpoint {folder} does not fit this run:\n  {shown}{more}", DATA)
 
 
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as {dotted name: leaf}; lists compare whole, in their JSON form."""
     if isinstance(value, Mapping):
-        return {name: leaf for key in value for name, leaf in _leaves(value[key], f"{prefix}{key} ").items()}
+        return {name: leaf for key in value for name, leaf in leaves(value[key], f"{prefix}{key} ").items()}
     return {prefix.strip(): json.loads(json.dumps(value))}
 
 

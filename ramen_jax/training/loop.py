@@ -202,10 +202,11 @@ class _Run:
     def iterate(self, state: State, start: int, end: int) -> int:
         """Steps `start` to `end` - 1. Returns the number of steps done, which is less after SIGTERM."""
         hooks, profile = self.hooks(), Profile(self.config.logging.profile_steps, self.folder)
-        step = start
+        step, alone = start, jax.process_count() == 1
         for batch in self.clock.waiting(self.job.batches(start)):
             step = batch.step
             self.problem = self.problem or self.samples.count(batch) or (self.lock.lost if self.lock else "")
+            stop = not alone and self.agreed(state, step)
             profile.before(step)
             if step in self.config.train.skip_steps:
                 state = state._replace(step=self.place(np.int32(step + 1)))
@@ -217,11 +218,12 @@ class _Run:
                 self.pending = (batch, metrics)
             step += 1
             profile.after(step, state)
-            last = step >= end or self.stopping.is_set()
+            stop = stop or (alone and self.stopping.is_set())
+            last = step >= end or stop
             due = [hook for hook in hooks if hook.due(step, last)]
             if due:
                 self.read_pending()  # what is not finite must be neither measured nor saved
-            decision = decide(Signs(self.stopping.is_set(), self.problem), step, end)
+            decision = decide(Signs(stop, self.problem), step, end)
             if decision is Decision.FAIL:
                 self.fail(state)
             for hook in hooks[-1:] if decision is Decision.STOP else due:
@@ -230,6 +232,17 @@ class _Run:
             if decision is not Decision.GO_ON:
                 break
         return step
+
+    def agreed(self, state: State, step: int) -> bool:
+        """Whether any process has been asked to stop. Ends the run, in all, where any has a problem."""
+        everyone = agree.gather(f"step {step}", Signs(self.stopping.is_set(), self.problem))
+        signs = [Signs(*each) for each in everyone]
+        self.problem = "; ".join(
+            f"process {number}: {each.problem}" for number, each in enumerate(signs) if each.problem
+        )
+        if self.problem:
+            self.fail(state)
+        return any(each.stop for each in signs)
 
     def read_pending(self) -> None:
         """Reads and logs the metrics of the step dispatched before, and judges them."""

@@ -7,7 +7,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from ramen_jax.training import experiment, initial, loop, workdir
+import ramen_jax
+from ramen_jax import config as configuration
+from ramen_jax.parallel import agree, join
+from ramen_jax.training import checkpoint, experiment, initial, loop, workdir
 from ramen_jax.training.evaluators import Evaluator
 
 STOPPED_BY_SIGNAL = 143
@@ -21,15 +24,24 @@ def no_probes(config: ConfigDict) -> list[Evaluator]:
 def run(
     config: ConfigDict,
     folder: str,
-    distributed: bool,
+    others: tuple[str, str, str] | None = None,
     probes: Callable[[ConfigDict], list[Evaluator]] = no_probes,
 ) -> int:
-    """Trains in the workdir `folder`, joining other processes first where `distributed`. Returns the exit status.
+    """Trains in the workdir `folder`. Returns the exit status.
 
-    `probes` gives the evaluators of config.evaluators, which are of a room above this one.
+    Args:
+        others: None to train alone; else the other processes are joined first, see `join.join`.
+        probes: gives the evaluators of config.evaluators, which are of a room above this one.
     """
-    if distributed:
-        jax.distributed.initialize()
+    if others is not None:
+        join.join(others)
+    with agree.failing_together():
+        return _train(config, folder, probes)
+
+
+def _train(config: ConfigDict, folder: str, probes: Callable[[ConfigDict], list[Evaluator]]) -> int:
+    if not agree.alone():
+        join.require_same(_facts(config))
     enable_compilation_cache(config)
     path = Path(folder).expanduser()
     if config.train.start_from and not (path / "checkpoints").is_dir():
@@ -37,8 +49,10 @@ def run(
     # A configuration that turns out impossible must not claim the workdir: known first, written by `loop.run`.
     workdir.check(config, path)
     job = experiment.build(config, path)
+    join.require_same({key: str(value) for key, value in checkpoint.leaves(job.identity).items()})
     job = job._replace(evaluators=[*job.evaluators, *probes(config)])
     outcome = loop.run(job, path)
+    agree.together("the end of the run")
     if jax.process_index() == 0:
         if outcome.complete:
             print(f"training complete: {outcome.step} steps, in {path}")
@@ -46,7 +60,17 @@ def run(
             print(
                 f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
             )
-    return STOPPED_BY_SIGNAL if outcome.signalled else 0
+    # A launcher of many processes takes any other status for a failure and kills those that still save.
+    return STOPPED_BY_SIGNAL if outcome.signalled and agree.alone() else 0
+
+
+def _facts(config: ConfigDict) -> dict[str, str]:
+    """What must be the same in all processes before they do anything together."""
+    return {
+        "ramen_jax": f"{ramen_jax.__version__} {workdir.git_hash()}".strip(),
+        "jax": jax.__version__,
+        **{f"config.{key}": repr(value) for key, value in configuration.flat(config)},
+    }
 
 
 def enable_compilation_cache(config: ConfigDict) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ramen_jax import config as configuration
-from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.parallel.mesh import local_rows, make_mesh
 from ramen_jax.rows.pipeline import StepBatch
 from ramen_jax.sensors import sensor
 from ramen_jax.training import loop
@@ -82,6 +82,13 @@ def batches(start: int, broken: int = -1, bad: tuple[int, ...] = ()) -> Iterator
         step += 1
 
 
+def _local(batch: StepBatch, mesh) -> StepBatch:
+    """The rows that this process has to read."""
+    numbers = list(local_rows(mesh, len(batch.ids)))
+    rows = ToyRows(*(array[numbers] for array in batch.rows))
+    return batch._replace(rows=rows, ids=[batch.ids[number] for number in numbers])
+
+
 def config(*overrides: str):
     value = configuration.default()
     value.data.rows_per_step = 8
@@ -104,7 +111,7 @@ def job(settings=None, steps: int = 30, evaluators=(), **options) -> loop.Job:
             "fingerprints": {"toy": "abc"},
             "plan": {"seed": 0, "corpora": {"toy": {"rows_per_step": 8}}},
         },
-        batches=lambda start: batches(start, **options),
+        batches=lambda start: (_local(batch, mesh) for batch in batches(start, **options)),
         steps=steps,
         evaluators=evaluators,
     )
