@@ -9,14 +9,15 @@ import argparse
 import ast
 import importlib.util
 import json
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ramen_jax.config_rules import SIZES, usage, validate
-from ramen_jax.console import close_names
+from ramen_jax.config_rules import SIZES, check_type, usage, validate
+from ramen_jax.console import UserError, close_names, one_line
 from ramen_jax.recipe import FOLLOW, PREPARED, TRAPS, Recipe
 
 # Groups of a corpus whose keys are the user's, and an example of their values.
@@ -255,17 +256,34 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
         raise usage(f"no configuration file {name}; {close_names(name, choices)}")
     if switch not in ("", "quicktest"):
         raise usage(f"{path}: unknown switch {switch!r}, the one that exists is ':quicktest'")
+    config = _execute(file, name)
+    _check_keys(config, name)
+    if switch == "quicktest":
+        quicktest(config)
+    return finish(config, overrides, origin=name)
+
+
+def _execute(file: Path, name: str) -> Any:
+    """What get_config() of a file returns. UserError naming the line of the file where it went wrong."""
     specification = importlib.util.spec_from_file_location(f"ramen_jax_config_{file.stem}", file)
     if specification is None or specification.loader is None:
         raise usage(f"{name} is not a Python file; a configuration is a .py file with a get_config()")
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise usage(f"{name} defines no get_config(); a configuration file must")
-    config = module.get_config()
-    if switch == "quicktest":
-        quicktest(config)
-    return finish(config, overrides, origin=name)
+    try:
+        specification.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise usage(f"{name} defines no get_config(); a configuration file must")
+        return module.get_config()
+    except (UserError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        raise usage(f"{name}:{error.lineno or 0}: not valid Python: {error.msg}") from error
+    except BaseException as error:  # whatever a file does, SystemExit included
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(str(specification.origin))]
+        where = f"{name}:{lines[-1]}" if lines else name
+        told = one_line(str(error))
+        raise usage(f"{where}: {type(error).__name__}{': ' if told else ''}{told}") from error
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
@@ -364,18 +382,30 @@ def _check_keys(config: ConfigDict, origin: str) -> None:
             if key not in expected:
                 choices = [prefix + other for other in expected]
                 raise usage(f"{origin}: no such key {prefix}{key}; {close_names(prefix + key, choices)}")
-            if isinstance(expected[key], ConfigDict):
+        for key, value in expected.items():
+            if key not in found:
+                raise usage(f"{origin}: key {prefix}{key} is missing; start from ramen_jax.config.default()")
+            if isinstance(value, ConfigDict):
                 if not isinstance(found[key], ConfigDict):
                     raise usage(f"{origin}: {prefix}{key} is {found[key]!r}, expected a group of keys")
                 if not _is_open(prefix + key):
-                    compare(found[key], expected[key], f"{prefix}{key}.")
+                    compare(found[key], value, f"{prefix}{key}.")
+                    continue
+                for name in found[key]:
+                    check_type(found[key][name], OPEN_GROUPS[key], f"{origin}: {prefix}{key}.{name}")
+            elif prefix != "config.traps." and key != "corpora":
+                check_type(found[key], value, f"{origin}: {prefix}{key}")
 
     compare(config, known, "config.")
-    for key in known:
-        if key not in config:
-            raise usage(f"{origin}: key config.{key} is missing; start from ramen_jax.config.default()")
+    if not isinstance(config.corpora, tuple | list):
+        raise usage(f"{origin}: config.corpora is {config.corpora!r}, expected entries made by corpus(...)")
     for entry in config.corpora:
-        compare(entry, corpus("any"), f"config.corpora.{entry.name}.")
+        if not isinstance(entry, ConfigDict):
+            raise usage(f"{origin}: config.corpora holds {entry!r}, expected entries made by corpus(...)")
+        name = entry.get("name", "")
+        if not isinstance(name, str) or not name or "." in name or "/" in name:
+            raise usage(f"{origin}: a corpus is called {name!r}, expected a name without dots and slashes")
+        compare(entry, corpus("any"), f"config.corpora.{name}.")
 
 
 def _is_open(path: str) -> bool:
@@ -429,7 +459,7 @@ def _typed(key: str, text: str, current: Any) -> Any:
     if current is None:
         try:
             return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return text
     if isinstance(current, str):
         return text
@@ -449,7 +479,7 @@ def _typed(key: str, text: str, current: Any) -> Any:
         entries = tuple(value)
         number = float if key.endswith("target_gsds") else int
         return tuple(number(entry) for entry in entries)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError):
         raise usage(f"{key}={text!r}: expected numbers separated by commas, e.g. 5,10,20") from None
 
 

@@ -1,6 +1,8 @@
 """What the values of a configuration may be: sizes, kinds; the sentence for each value that cannot work."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,16 +24,91 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
+# What a number may be where its kind alone does not tell; the upper ends are far beyond what anybody trains.
+LIMITS: dict[str, tuple[int, int]] = {
+    "seed": (0, 2**31 - 1),
+    "model.embed_dim": (1, 1 << 16),
+    "model.decoder_embed_dim": (1, 1 << 16),
+    "model.depth": (1, 1000),
+    "model.decoder_depth": (1, 1000),
+    "model.mlp_ratio": (0, 64),
+    "data.rows_per_step": (1, 1_000_000),
+    "data.row_length": (0, 10_000_000),
+    "data.views_per_sample": (1, 10_000),
+    "data.workers": (0, 1024),
+    "data.prefetch": (0, 1024),
+    "optimizer.accumulate": (1, 1_000_000),
+    "train.epochs": (0, 1_000_000_000),
+    "train.steps": (0, 2**31 - 1),
+    "train.stop_at": (0, 2**31 - 1),
+    "validation.every": (0, 2**31 - 1),
+    "validation.steps": (1, 1_000_000),
+    "checkpoint.every": (1, 2**31 - 1),
+    "checkpoint.keep_latest": (1, 1_000_000),
+    "checkpoint.keep_best": (0, 1_000_000),
+    "logging.every": (1, 2**31 - 1),
+    "compile_cache.min_seconds": (0, 1_000_000_000),
+}
+
+
 def usage(message: str) -> UserError:
     """A UserError of wrong usage (exit status 2)."""
     return UserError(message, USAGE)
 
 
+def check_type(value: Any, default: Any, key: str) -> None:
+    """UserError unless a value is of its default's type (None: of any)."""
+    kinds: dict[type, tuple[tuple[type, ...], str]] = {
+        bool: ((bool,), "True or False"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
+        str: ((str,), "a text"),
+        tuple: ((tuple, list), "numbers in a tuple"),
+    }
+    if type(default) not in kinds:
+        return
+    accepted, words = kinds[type(default)]
+    wrong = not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted)
+    if isinstance(value, tuple | list):
+        wrong |= any(isinstance(entry, bool) or not isinstance(entry, int | float) for entry in value)
+    if wrong:
+        raise usage(f"{key} is {shortly(value)}, expected {words}")
+
+
+def shortly(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _check_finite(value: Any, key: str) -> None:
+    """UserError for the first number, however deep, that is infinite or none."""
+    if isinstance(value, ConfigDict | Mapping):
+        for name in value:
+            _check_finite(value[name], f"{key}.{name}")
+    elif isinstance(value, tuple | list):
+        for entry in value:
+            named = isinstance(entry, ConfigDict | Mapping) and "name" in entry
+            _check_finite(entry, f"{key}.{entry['name']}" if named else key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise usage(f"{key} is {value}, expected a finite number")
+
+
 def validate(config: ConfigDict) -> None:
     """Raises UserError with one sentence for the first value that cannot work."""
     model, data, optimizer = config.model, config.data, config.optimizer
+    for group in config:
+        if group != "corpora":
+            _check_finite(config[group], f"config.{group}")
+    for entry in config.corpora:  # a nodata among the options may be NaN
+        known = {name: entry[name] for name in entry if name != "options"}
+        _check_finite(known, f"config.corpora.{entry.name}")
+    for key, (least, most) in LIMITS.items():
+        group, _, name = key.rpartition(".")
+        found = config[group][name] if group else config[name]
+        if not least <= found <= most:
+            raise usage(f"config.{key} is {found!r}, expected {least:,} to {most:,}")
 
-    def require(condition: bool, key: str, found: Any, expected: str) -> None:
+    def require(condition: Any, key: str, found: Any, expected: str) -> None:
         if not condition:
             raise usage(f"config.{key} is {found!r}, expected {expected}")
 
@@ -59,7 +136,12 @@ def validate(config: ConfigDict) -> None:
         )
     for key in ("depth", "decoder_depth"):
         require(model[key] >= 1, f"model.{key}", model[key], "at least 1 block")
-    require(model.mlp_ratio > 0, "model.mlp_ratio", model.mlp_ratio, "a positive ratio")
+    require(
+        min(model.embed_dim, model.decoder_embed_dim) * model.mlp_ratio >= 1,
+        "model.mlp_ratio",
+        model.mlp_ratio,
+        "a ratio that leaves the MLPs a width",
+    )
     require(0 < model.mask_ratio < 1, "model.mask_ratio", model.mask_ratio, "a share between 0 and 1")
     _require_choice("model.dtype", model.dtype, ("float32", "bfloat16"))
     _require_choice("model.remat", model.remat, ("none", "full", "dots"))
@@ -103,6 +185,19 @@ def validate(config: ConfigDict) -> None:
         config.checkpoint.keep_latest,
         "at least 1",
     )
+    require(
+        all(step >= 0 for step in config.train.skip_steps),
+        "train.skip_steps",
+        config.train.skip_steps,
+        "numbers of steps",
+    )
+    profiled = re.fullmatch(r"(\d{1,9}):(\d{1,9})|", config.logging.profile_steps)
+    require(
+        profiled and int(profiled[1] or 0) < int(profiled[2] or 1),
+        "logging.profile_steps",
+        config.logging.profile_steps,
+        "two steps FIRST:END",
+    )
     require(config.logging.every >= 1, "logging.every", config.logging.every, "at least 1 step")
 
     axes = [config.sharding[axis] for axis in ("data", "fsdp", "tensor")]
@@ -121,8 +216,10 @@ def validate(config: ConfigDict) -> None:
     for entry in config.corpora:
         where = f"corpora.{entry.name}"
         _require_choice(f"{where}.kind", entry.kind, KINDS if not entry.spec else ("", *KINDS))
-        for key in ("samples", "rows_per_step", "row_length"):
-            require(entry[key] >= 0, f"{where}.{key}", entry[key], "0 or more")
+        for key, most in (("samples", 1 << 40), ("rows_per_step", 1_000_000), ("row_length", 10_000_000)):
+            require(0 <= entry[key] <= most, f"{where}.{key}", entry[key], f"0 to {most:,}")
+        for modality, dates in entry.max_dates.items():
+            require(dates >= 1, f"{where}.max_dates.{modality}", dates, "at least 1 date")
         require(
             entry.rows_per_step % optimizer.accumulate == 0,
             f"{where}.rows_per_step",

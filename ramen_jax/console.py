@@ -7,7 +7,7 @@ Every command line ends in
 
 where `run()` parses `sys.argv` and does the work. A wrong input raises `UserError` with one sentence that names
 the file or key, what was found, what was expected and the nearest valid choice; the person sees that sentence and
-no traceback unless `--debug` was given. Everything else that is raised is a bug and keeps its traceback.
+no traceback unless `--debug` was given. Whatever else is raised becomes one line too, which says where it happened.
 
 This module imports neither jax nor numpy: it must cost nothing to print a help text.
 """
@@ -29,6 +29,7 @@ USAGE = 2
 DATA = 1
 INTERRUPTED = 130
 
+LONGEST = 4000  # characters of an error: an input may be of any size
 PLAIN_LINE_EVERY_SECONDS = 10.0
 
 
@@ -42,13 +43,23 @@ class UserError(ValueError):
 
 def fail(message: str, code: int = DATA) -> NoReturn:
     """Prints `error: message` on stderr and exits with `code`."""
-    print(f"error: {message}", file=sys.stderr)
+    if len(message) > LONGEST:
+        message = f"{message[:LONGEST]} ... ({len(message) - LONGEST:,} more characters)"
+    # A path may hold bytes that are no text.
+    print(f"error: {message}".encode(errors="backslashreplace").decode(), file=sys.stderr)
     raise SystemExit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (see {self.prog} --help)", USAGE)
 
 
 def parser(command: str, description: str, examples: str = "") -> argparse.ArgumentParser:
     """An argument parser for `python -m ramen_jax.COMMAND`, with `--debug` and the examples printed as written."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog=f"python -m ramen_jax.{command}",
         description=description,
         epilog=f"examples:\n{examples}" if examples else None,
@@ -73,11 +84,47 @@ def main(run: Callable[[], int | None]) -> NoReturn:
         # The reader of our output (`| head`) went away: nothing is left to say, and nobody to say it to.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        fail(unexpected(error), DATA)
     raise SystemExit(status or 0)
+
+
+def unexpected(error: Exception) -> str:
+    """One line about an error that nobody foresaw: what, on which file, and where in this package."""
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [
+        frame
+        for frame in frames
+        if Path(frame.filename).is_relative_to(package) and frame.filename != __file__
+    ]
+    where = "--debug shows the traceback"
+    for frame in (ours or frames)[-1:]:
+        file = Path(frame.filename)
+        name = file.relative_to(package.parent) if ours else Path(file.name)
+        where = f"in {'.'.join(name.with_suffix('').parts)}:{frame.lineno}; {where}"
+    where = f" ({where})"
+    if isinstance(error, OSError) and error.strerror:
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{files + ': ' if files else ''}{error.strerror}{where}"
+    told = one_line(str(error))
+    if isinstance(error, MemoryError):
+        return f"out of memory{': ' if told else ''}{told}{where}"
+    return f"unexpected {type(error).__name__}{': ' if told else ''}{told}{where}"
+
+
+def one_line(text: str, longest: int = 500) -> str:
+    """The first line that says something, shortened."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
 def path(text: str) -> Path:
     """A path as people write it, `~` being their home, which a shell only expands at the beginning of a word."""
+    if "\0" in text:
+        raise UserError(f"{text!r}: no path holds a null character", USAGE)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.corpora.preparation import prepare, report, verify
+from ramen_jax.documents import parse_yaml
 from ramen_jax.recipe import RECIPES, Recipe
 
 _EXAMPLES = """\
@@ -91,7 +90,7 @@ def _option(text: str, flag: str = "--set") -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{flag} {text}: expected KEY=VALUE", USAGE)
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"{flag} {key}", USAGE)
 
 
 if __name__ == "__main__":

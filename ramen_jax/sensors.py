@@ -30,6 +30,7 @@ from typing import Any, Literal
 import yaml
 
 from ramen_jax.console import USAGE, UserError, close_names
+from ramen_jax.documents import parse_yaml, read_text
 
 RADAR = ("asc_vv", "asc_vh", "asc_hv", "asc_hh", "des_vv", "des_vh", "des_hv", "des_hh")
 ELEVATION = ("dsm", "dtm", "slope")
@@ -238,14 +239,7 @@ class Sensor:
 def load_sensors(path: str | Path) -> dict[str, Sensor]:
     """Sensors of a YAML file, by name. Raises UserError naming the file and what is wrong in it."""
     path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the sensor file ({error}).") from error
-    try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: it builds plain values only
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not a valid YAML file: {' '.join(str(error).split())}") from error
+    document = parse_yaml(read_text(path), str(path), load=_load_unique)
     if not isinstance(document, dict) or not document:
         raise UserError(
             f"{path}: expected a mapping of sensor names to their description, found {document!r}."
@@ -332,3 +326,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _load_unique(text: str) -> Any:
+    return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: it builds plain values only

@@ -43,12 +43,50 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
     assert error.endswith("error: no such file\n")
 
 
-def test_a_bug_keeps_its_traceback():
-    def run():
-        raise RuntimeError("a bug")
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("a bug\nwith details"), "error: unexpected RuntimeError: a bug (in test_console:"),
+        (OSError(28, "No space left on device", "a.tif"), "error: a.tif: No space left on device (in "),
+        (MemoryError(), "error: out of memory (in "),
+        (KeyError("x" * 10_000), "error: unexpected KeyError: 'xxx"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_that_says_where(capsys, monkeypatch, error, line):
+    monkeypatch.setattr(sys, "argv", ["command"])
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        console.main(run)
+    def run():
+        raise error
+
+    assert _status(run) == console.DATA
+    told = capsys.readouterr().err
+    assert told.startswith(line)
+    assert told.endswith("; --debug shows the traceback)\n")
+    assert told.count("\n") == 1
+    assert len(told) < 700
+    monkeypatch.setattr(sys, "argv", ["command", "--debug"])
+    assert _status(run) == console.DATA
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_is_never_longer_than_a_page_and_may_hold_any_bytes(capsys):
+    with pytest.raises(SystemExit):
+        console.fail("no file \udcff" + "x" * 100_000)
+    told = capsys.readouterr().err
+    assert told.startswith("error: no file \\udcff")
+    assert len(told) < 4200
+
+
+def test_a_wrong_command_line_is_one_line(capsys):
+    parser = console.parser("embed", "Features of any raster.")
+    parser.add_argument("--layer", type=int)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--layer", "two"])
+    assert caught.value.code == console.USAGE
+    told = capsys.readouterr().err
+    assert told == (
+        "error: argument --layer: invalid int value: 'two' (see python -m ramen_jax.embed --help)\n"
+    )
 
 
 def test_interruption_is_not_an_error_report(capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import resource
 import sys
@@ -31,14 +32,14 @@ from ramen_jax.training.program import Program
 def run(config: Any, arguments: argparse.Namespace) -> int:
     """Measures what the arguments ask for and prints the figures, one a line."""
     if arguments.data_only:
-        if arguments.seconds <= 0 or arguments.step_seconds <= 0:
-            raise UserError("--seconds and --step-seconds must be above 0", USAGE)
+        if not (0 < arguments.seconds < math.inf and 0 < arguments.step_seconds < math.inf):
+            raise UserError("--seconds and --step-seconds must be finite and above 0", USAGE)
         for line in data_table(
             config, arguments.workdir, arguments.corpus, arguments.seconds, arguments.step_seconds
         ):
             print(line, flush=True)
         return 0
-    if arguments.target_gsd <= 0:
+    if not 0 < arguments.target_gsd < math.inf:
         raise UserError(
             f"--target-gsd is {arguments.target_gsd:g}, expected a positive number of metres", USAGE
         )

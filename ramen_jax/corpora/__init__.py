@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import yaml
 
 from ramen_jax.console import USAGE, UserError, close_names
+from ramen_jax.documents import parse_yaml, read_text
 from ramen_jax.no_data import missing_pixels
 from ramen_jax.recipe import Recipe
 from ramen_jax.samples import Image, ModalitySpec, Sample
@@ -107,15 +107,17 @@ def load_description(name: str | Path) -> dict[str, Any]:
         raise UserError(
             f"corpus {name}: no file {path}; {close_names(str(name), shipped)} (or give a YAML file)", USAGE
         )
-    try:
-        description = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})", USAGE) from error
+    description = parse_yaml(read_text(path, USAGE), str(path), USAGE)
     if not isinstance(description, dict) or "kind" not in description:
         raise UserError(f"{path}: expected a mapping with the key kind (one of {', '.join(KINDS)})", USAGE)
+    odd = next((key for key in description if not isinstance(key, str)), None)
+    if odd is not None:
+        raise UserError(f"{path}: the key {odd!r} is no text", USAGE)
     if isinstance(description.get("sensors"), str):
         # A file of user sensors is named relative to the description that uses it.
         description["sensors"] = str((path.parent / Path(description["sensors"]).expanduser()).resolve())
+    if not isinstance(description.get("name", ""), str):
+        raise UserError(f"{path}: name is {description['name']!r}, expected a text", USAGE)
     return {"name": path.stem, **description}
 
 
@@ -157,7 +159,7 @@ def _plain(value: Any) -> Any:
 
 def _reader(description: Mapping[str, Any]) -> type[Corpus]:
     kind = description.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"corpus kind {kind!r} is unknown; {close_names(str(kind), KINDS)}", USAGE)
     module = importlib.import_module(f"ramen_jax.corpora.{kind}")
     reader: type[Corpus] = getattr(module, KINDS[kind])

@@ -38,6 +38,16 @@ class Synthetic(Corpus):
                 raise UserError(
                     f"corpus {self.name}: {key} is {self.options[key]!r}, expected a whole number", USAGE
                 )
+        if not isinstance(self.options["geometry"], str):
+            raise UserError(
+                f"corpus {self.name}: geometry is {self.options['geometry']!r}, expected a name", USAGE
+            )
+        dates = self.options["max_dates"]
+        if dates is not None and (not isinstance(dates, int) or dates < 1):
+            raise UserError(
+                f"corpus {self.name}: max_dates is {dates!r}, expected a whole number of dates, at least 1",
+                USAGE,
+            )
         self.spec = corpus_spec(
             self.options["geometry"],
             max_dates=self.options["max_dates"],

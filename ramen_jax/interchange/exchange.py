@@ -27,7 +27,8 @@ from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.inference.images import Image
 from ramen_jax.interchange import model_card, torch_ramen, torch_weights
 from ramen_jax.interchange.source import Source, decoder_sizes, departures, describe, model_of
-from ramen_jax.own_files import SOFTWARE, content_hash, only_holds, refuse_foreign
+from ramen_jax.limits import refuse_beyond_memory
+from ramen_jax.own_files import SOFTWARE, content_hash, file_hash, only_holds, refuse_foreign
 from ramen_jax.recipe import Recipe
 from ramen_jax.sensors import Sensor, load_sensors
 
@@ -66,6 +67,11 @@ def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int 
     except ValueError as error:
         raise UserError(f"{path}: {error}", DATA) from error
     if num_heads is not None:
+        if num_heads < 1 or model["embed_dim"] % num_heads:
+            raise UserError(
+                f"--num-heads is {num_heads}, expected a divisor of the width of {path}, {model['embed_dim']}",
+                USAGE,
+            )
         model["num_heads"] = num_heads
     if "num_heads" not in model:
         raise UserError(
@@ -210,7 +216,8 @@ def write_weights(tensors: Mapping[str, np.ndarray], path: Path, decoder: bool) 
 def write_folder(source: Source, folder: Path, decoder: bool, results: Mapping[str, Any] | None) -> None:
     """Everything of the hub folder except parity.json and the card, which quotes it."""
     write_weights(source.tensors, folder / "model.safetensors", decoder)
-    (folder / "config.json").write_text(json.dumps(source.description, indent=1) + "\n")
+    description = {**source.description, "weights_sha256": file_hash(folder / "model.safetensors")}
+    (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n")
     sensors = {
         name: {key: value for key, value in entry.items() if key != "name"}
         for name, entry in source.description["sensors"].items()
@@ -347,6 +354,10 @@ def write_artefact(
             )
         frames, height, width = (int(size) for size in sizes.split("x"))
         sensors[name] = model.sensor(name)
+        pixels = frames * len(sensors[name].bands) * height * width
+        refuse_beyond_memory(
+            f"--input {text}", 16 * pixels, "give fewer dates or pixels"
+        )  # float32, four times
         sensor = sensors[name]
         stored = (
             np.array(sensor.mean, np.float32) - sensor.offset

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from ramen_jax.console import UserError
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,31 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
-        """Of `config.model`, or of a record that lacks a key (its default) or holds one that is no size."""
+        """Of `config.model`, or of a record that lacks a key (its default) or holds one that is no size.
+
+        Raises:
+            UserError: a size that no model can have.
+        """
         names = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in names})
+        made = cls(**{key: value for key, value in values.items() if key in names})
+        for field in fields(cls):
+            found = getattr(made, field.name)
+            if isinstance(field.default, str):
+                fits, expected = isinstance(found, str), "a text"
+            elif isinstance(field.default, int):
+                fits = isinstance(found, int) and not isinstance(found, bool) and found >= 1
+                expected = "a whole number, at least 1"
+            else:
+                fits = isinstance(found, int | float) and 0 < found < math.inf
+                expected = "a positive number"
+            if not fits:
+                raise UserError(f"model.{field.name} is {found!r}, expected {expected}")
+        for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
+            if getattr(made, width) % getattr(made, heads):
+                raise UserError(
+                    f"model.{heads} is {getattr(made, heads)}, expected a divisor of {width}, {getattr(made, width)}"
+                )
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
-from ramen_jax.console import UserError
+from ramen_jax.documents import read_json_object
 from ramen_jax.interchange import exchange
 from ramen_jax.training.weights import read_checkpoint
 
@@ -32,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         decoder=decoder,
         overwrite=options.overwrite,
         licence=options.licence or exchange.LICENCE_FILE,
-        results=_read_results(options.results) if options.results else None,
+        results=read_json_object(options.results, "task: result pairs") if options.results else None,
     )
     cosine = min(run["cosine"] for run in report["runs"])
     print(
@@ -40,13 +37,3 @@ def run(options: argparse.Namespace) -> int:
         f"(cosine {cosine:.9f}) in {len(report['runs'])} comparisons"
     )
     return 0
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(results, dict):
-        raise UserError(f"{path} holds a {type(results).__name__}, expected task: result pairs")
-    return results

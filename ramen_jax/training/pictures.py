@@ -216,31 +216,32 @@ def run(given: Any) -> int:
         raise console.UserError(
             f"--workdir {given.workdir}: no such folder; give the one of a training", console.USAGE
         )
-    if given.target_gsd is not None and given.target_gsd <= 0:
+    if given.target_gsd is not None and not 0 < given.target_gsd < float("inf"):
         raise console.UserError(
             f"--target-gsd {given.target_gsd:g}: expected metres per token above 0", console.USAGE
         )
     trained = load(given.workdir)
     output = given.output or given.workdir / "pictures"
-    output.mkdir(parents=True, exist_ok=True)
     print(f"Drawing {given.workdir} at step {trained.step:,} ({trained.config.recipe} recipe):", flush=True)
 
     entries = [ConfigDict(entry) for entry in trained.config.corpora]
     corpora = {
         entry.name: open_corpus(given.workdir, entry, trained.sensors[entry.name]) for entry in entries
     }
+    for entry in entries:
+        if not 0 <= given.sample < len(corpora[entry.name]):
+            raise console.UserError(
+                f"--sample {given.sample}: {entry.name} has samples 0 to {len(corpora[entry.name]) - 1}",
+                console.USAGE,
+            )
+    output.mkdir(parents=True, exist_ok=True)
     baselines = {
         name: zero_losses(corpus.spec, trained.ramen.recipe.target) for name, corpus in corpora.items()
     }
     title = f"Pretraining loss, {trained.config.recipe} recipe, seed {trained.config.seed}"
     figures.loss(metrics.read(given.workdir), baselines, title, output / "loss.png")
     for entry in entries:
-        corpus = corpora[entry.name]
-        if not 0 <= given.sample < len(corpus):
-            raise console.UserError(
-                f"--sample {given.sample}: {entry.name} has samples 0 to {len(corpus) - 1}", console.USAGE
-            )
-        draw_corpus(trained, corpus, entry, given, output)
+        draw_corpus(trained, corpora[entry.name], entry, given, output)
     return 0
 
 

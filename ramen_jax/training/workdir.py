@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import ramen_jax
 from ramen_jax import config as configuration
 from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.documents import read_json_object
 from ramen_jax.parallel import rules
 from ramen_jax.training import checkpoint, metrics
 from ramen_jax.training.program import Program
@@ -35,17 +36,7 @@ def check(config: ConfigDict, workdir: Path) -> bool:
                 f"workdir {workdir} holds checkpoints but no config.json; use another workdir", DATA
             )
         return False
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not readable JSON ({error}); restore it or use another workdir", DATA
-        ) from None
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{path} holds a {type(found).__name__}, expected a configuration; restore it or use another workdir",
-            DATA,
-        )
+    found = read_json_object(path, "the configuration of a run")
     lines = configuration.differences(configuration.plain(config), found)
     if lines:
         shown = "\n  ".join(lines)

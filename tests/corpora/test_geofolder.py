@@ -274,7 +274,7 @@ def test_unknown_corpora_and_kinds(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         open_corpus(describe(tmp_path), tmp_path / "nowhere")
     (tmp_path / "x.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not a valid YAML file"):
         load_description(tmp_path / "x.yaml")
 
 
