@@ -150,7 +150,7 @@ def check(config: Any, corpus: str, mesh: Mesh) -> Check:
         if peak is None:
             raise
         return Check(corpus, held, parameters, optimizer, None, peak, counted, None)
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Check(
         corpus=corpus,
@@ -160,7 +160,7 @@ def check(config: Any, corpus: str, mesh: Mesh) -> Check:
         activations=memory.temp_size_in_bytes,
         peak=taken + memory.temp_size_in_bytes,
         flops=counted,
-        work=hlo.read(compiled.as_text()),
+        work=hlo.read(compiled.as_text() or ""),
     )
 
 
