@@ -11,7 +11,7 @@ import pytest
 
 from ramen_jax.training import checkpoint, metrics
 
-SECONDS = 60  # within which everything here must have ended
+SECONDS = 240  # within which everything here must have ended, on a busy machine too
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_an_error_of_one_is_told_by_all(start, variable, said):
         assert said in errors
         assert "Traceback" not in errors
     assert "process 1" in found[0][2]
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < SECONDS
 
 
 def test_different_configurations_are_told_by_all(start, tmp_path):
