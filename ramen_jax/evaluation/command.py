@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def evaluate(
     checkpoint = None if checkpoint is None else Path(checkpoint)
     rules = protocols.by_name(protocol)
     settings = settings or Settings()
+    _refuse_impossible(settings, target_gsds, seeds, labels, cache_limit)
     names = list(encoders) or [*(["checkpoint"] if checkpoint else []), *KINDS[1:]]
     for name in names:
         if name not in KINDS:
@@ -136,6 +138,31 @@ def cost(run: Run) -> dict[str, float]:
 
         of_decoder = flops.count(decode, *shapes, levels).flops
     return {"encoder": of_encoder * len(tiles), "decoder": of_decoder * len(tiles)}
+
+
+def _refuse_impossible(
+    settings: Settings,
+    target_gsds: Sequence[float],
+    seeds: Sequence[int],
+    labels: Sequence[float],
+    cache_limit: float,
+) -> None:
+    """UserError for the first value that no run could have."""
+    for gsd in target_gsds:
+        if not 0 < gsd < math.inf:
+            raise UserError(f"--target-gsd is {gsd:g}, expected metres above 0", USAGE)
+    for seed in seeds:
+        if not 0 <= seed < 2**31:
+            raise UserError(f"--seeds holds {seed}, expected numbers from 0 to {2**31 - 1}", USAGE)
+    for share in labels:
+        if not 0 < share <= 1:
+            raise UserError(f"--labels holds {share:g}, expected shares above 0, at most 1", USAGE)
+    for option in ("epochs", "batch_size", "replicate", "crop", "channels"):
+        found = getattr(settings, option)
+        if found is not None and found < 1:
+            raise UserError(f"--{option.replace('_', '-')} is {found}, expected at least 1", USAGE)
+    if not 0 <= cache_limit < math.inf:
+        raise UserError(f"--cache-limit is {cache_limit:g}, expected GiB, 0 or more", USAGE)
 
 
 def _tasks(text: str) -> list[str]:

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -67,25 +64,6 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, uninterrupted):
     again = loop.run(toy.job(), tmp_path)
     assert again.complete
     assert losses(tmp_path) == uninterrupted
-
-
-def test_killed_at_three_random_points_changes_no_bit(tmp_path, repository, uninterrupted):
-    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), "checkpoint.every=3"]
-    environment = {**os.environ, "TOY_SECONDS": "0.05"}
-    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    kills = sorted(rng.choice(np.arange(2, 27), size=3, replace=False).tolist())
-    lines = tmp_path / "metrics.jsonl"
-    for kill in kills:
-        process = subprocess.Popen(command, cwd=repository, env=environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not lines.is_file() or f'"step": {kill}' not in lines.read_text():
-            assert process.poll() is None, f"ended before step {kill} of {kills}"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, cwd=repository, check=True, stdout=subprocess.DEVNULL)
-    assert losses(tmp_path) == uninterrupted, f"killed after steps {kills}"
 
 
 def test_core_seconds_survive_a_resume(tmp_path):
