@@ -93,9 +93,13 @@ def run(job: Job, folder: Path) -> Outcome:
     Raises UserError when the workdir holds another configuration or is in use, a checkpoint does not fit, a loss is not
     finite, too many samples are bad, or the last checkpoint could not be written.
     """
-    workdir.claim(job.program.config, folder)
+    workdir.check(job.program.config, folder)
+    workdir.make(folder)
     stopping = threading.Event()
     with _alone(folder) as mine, _on_sigterm(stopping.set):
+        workdir.claim(
+            job.program.config, folder
+        )  # under the lock: of two that begin here, one is told of the other
         return _Run(folder, job, stopping, mine).train()
 
 

@@ -48,13 +48,20 @@ def check(config: ConfigDict, workdir: Path) -> bool:
     return True
 
 
+def make(workdir: Path) -> None:
+    """The folder. Raises UserError when it cannot be."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}", DATA) from None
+
+
 def claim(config: ConfigDict, workdir: Path) -> None:
     """Writes config.json in a new workdir. Raises UserError as `check`, or when the workdir cannot be written."""
     if check(config, workdir):
         return
     path = workdir / "config.json"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             partial = path.with_suffix(".partial")
             configuration.save_json(config, partial)

@@ -1,8 +1,8 @@
 """A training that is killed again and again: `python -m tests.training.killed KIND FOLDER KILLS SEED [key=value ...]`
 
-Trains KIND ("toy", or "tiny": `configs/tiny.py:quicktest`) undisturbed in FOLDER/whole and in FOLDER/killed with SIGKILL
-at random moments: while starting, between steps, while saving. Prints how far each kill let it come. Children are
-forked before JAX has started anything, so none of them spends time on imports.
+Trains KIND ("toy", or "tiny": `configs/tiny.py:quicktest`) in FOLDER/whole undisturbed, and in FOLDER/killed with
+SIGKILL at random moments: while starting, between steps, while saving. Prints how far each kill let it come. Children
+are forked before JAX has started anything, so none of them spends time on imports.
 """
 
 import os
