@@ -10,7 +10,7 @@ from ramen_jax.training import checkpoint, checkpoint_files, metrics
 
 SMALL = (
     *("model.embed_dim=32", "model.depth=1", "model.num_heads=2", "model.decoder_embed_dim=16"),
-    *("model.decoder_depth=1", "model.decoder_num_heads=2", "logging.tensorboard=false", "train.steps=130"),
+    *("model.decoder_depth=1", "model.decoder_num_heads=2", "logging.tensorboard=false", "train.steps=90"),
 )
 
 
