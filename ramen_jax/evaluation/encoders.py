@@ -35,6 +35,7 @@ from ramen_jax.training import weights
 
 KINDS = ("checkpoint", "untrained", "raw", "unet")
 LEVELS = 4
+SAME_BAND_NM = 25.0
 Sensors = Mapping[str, Sensor]
 
 
@@ -54,6 +55,9 @@ class MapEncoder(Protocol):
 
     def widths(self, sensors: Sensors, dates: int, series: bool) -> tuple[int, ...]:
         """Channels of each level; `dates` is the longest series of the task."""
+
+    def unseen(self, sensors: Sensors) -> list[str]:
+        """The bands, as `modality/band (what it is)`, unlike any that the weights were trained on."""
 
     def levels(
         self, samples: Sequence[Sample], sensors: Sensors, target_gsd: float, series: bool
@@ -88,6 +92,16 @@ class Pretrained:
 
     def widths(self, sensors: Sensors, dates: int, series: bool) -> tuple[int, ...]:
         return (self.encoder.width * len(sensors),) * len(self.taps)
+
+    def unseen(self, sensors: Sensors) -> list[str]:
+        """None where nothing is known of the training: an official checkpoint names no sensors."""
+        known = [band.meaning for sensor in self.encoder.sensors.values() for band in sensor.bands]
+        return [
+            f"{name}/{band.name} ({band.meaning if band.kind != 'optical' else f'{band.wavelength_nm:g} nm'})"
+            for name, sensor in sensors.items()
+            for band in sensor.bands
+            if known and not any(_alike(band.meaning, other) for other in known)
+        ]
 
     def levels(
         self, samples: Sequence[Sample], sensors: Sensors, target_gsd: float, series: bool
@@ -138,6 +152,9 @@ class Raw:
         bands = sum(len(sensor.bands) for sensor in sensors.values())
         return (bands * (1 if series or dates == 1 else 2),) * LEVELS
 
+    def unseen(self, sensors: Sensors) -> list[str]:
+        return []
+
     def levels(
         self, samples: Sequence[Sample], sensors: Sensors, target_gsd: float, series: bool
     ) -> list[np.ndarray]:
@@ -171,6 +188,9 @@ class Pixels:
     def widths(self, sensors: Sensors, dates: int, series: bool) -> tuple[int, ...]:
         return (sum(len(sensor.bands) for sensor in sensors.values()),)
 
+    def unseen(self, sensors: Sensors) -> list[str]:
+        return []
+
     def levels(
         self, samples: Sequence[Sample], sensors: Sensors, target_gsd: float, series: bool
     ) -> list[np.ndarray]:
@@ -191,6 +211,13 @@ class Pixels:
             parts.append(values[order])
         stacked_TxHxWxC = np.moveaxis(np.concatenate(parts, axis=1), 1, -1)
         return (stacked_TxHxWxC if series else stacked_TxHxWxC[0])[None]
+
+
+def _alike(meaning: float | str, other: float | str) -> bool:
+    """The same radar channel or elevation, or centre wavelengths that differ as those of one band of two satellites."""
+    if isinstance(meaning, str) or isinstance(other, str):
+        return meaning == other
+    return abs(meaning - other) <= SAME_BAND_NM
 
 
 def normalised(image: Image, sensor: Sensor) -> np.ndarray:
@@ -234,7 +261,7 @@ def open_encoder(
         architecture, recipe = Architecture(), Recipe.named("reference")
         blank = Encoder.of(architecture, recipe, {}, {}, {"encoder": {}}, {"encoder": {}})
     else:
-        blank = loaded
+        blank = dataclasses.replace(loaded, sensors={})
     params, statistics = jax.jit(blank.ramen.init)(jax.random.key(seed))
     return Pretrained(
         "untrained", dataclasses.replace(blank, params=params, statistics=statistics), sampling, dtype

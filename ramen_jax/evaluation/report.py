@@ -97,6 +97,7 @@ def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
         ) from error
     for task in dict.fromkeys(result["task"] for result in results):
         lines: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        metric = next(result["metric"] for result in results if result["task"] == task)
         for result in results:
             if result["task"] == task and result["flops"]["encoder"]:
                 score = result["scores"][result["protocol"]["metrics"]][result["metric"]]
@@ -106,9 +107,7 @@ def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
             for name, by_gsd in lines.items()
         }
         if any(len(line) > 1 for line in points.values()):
-            predictions.curve(
-                points, results[0]["metric"], f"{task}: accuracy against cost", folder / f"{task}_curve.png"
-            )
+            predictions.curve(points, metric, f"{task}: accuracy against cost", folder / f"{task}_curve.png")
 
 
 def draw(task: Task, result: dict[str, Any], folder: Path) -> None:

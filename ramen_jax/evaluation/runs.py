@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.corpora import BadItem
 from ramen_jax.counter_rng import combine, permute
 from ramen_jax.evaluation.cache import Cache
 from ramen_jax.evaluation.encoders import MapEncoder
@@ -176,14 +177,14 @@ class Run:
             for place in order[first : first + self.batch_size]:
                 item, copy = drawn[int(place)]
                 number = epoch * self.replicate + copy
-                example = self.task.example(item, "train", number)
+                example = self._example(item, "train", number)
                 batch.append(training_region(self.task, example, number, self.seed))
             yield batch
 
     def fixed(self, split: str) -> Iterator[tuple[str, Example, Tiles, list[Example]]]:
         """(item, example, tiles, the examples of its tiles) of a split, the same at every call."""
         for item in self.items[split]:
-            example = self.task.example(item, split)
+            example = self._example(item, split)
             if self.task.command.region == "resize":
                 example = resize(example, self.side)
             height, width = next(iter(example.sample.images.values())).values.shape[2:]
@@ -192,6 +193,16 @@ class Run:
                 raise UserError(f"task {self.task.name}: a place has one class, but {len(tiles)} tiles", DATA)
             cut = [crop(example, y, x, self.side) for y, x in tiles.corners] if len(tiles) > 1 else [example]
             yield item, example, tiles, cut
+
+    def _example(self, item: str, split: str, draw: int = 0) -> Example:
+        """One place of a split. UserError, naming the file, where it is not what the task declares."""
+        try:
+            return self.task.example(item, split, draw)
+        except BadItem as error:
+            raise UserError(
+                f"task {self.task.name}, split {split}: {error}; mend or remove it and run again: what is done is kept",
+                DATA,
+            ) from error
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -211,14 +222,26 @@ class Run:
         """The scores and everything that should stand beside them. `progress` is called after each step."""
         done = self.folder / "result.json"
         if done.is_file():
-            kept = json.loads(done.read_text())
-            if kept["identity"] == self.identity:
+            try:
+                kept = json.loads(done.read_text())
+                same = kept["identity"] == self.identity
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{done} is damaged ({type(error).__name__}); remove it to do this run again", DATA
+                ) from error
+            if same:
                 return kept
             raise UserError(
                 f"{self.folder} holds the result of other settings, data or weights; use another --workdir",
                 USAGE,
             )
         began = time.monotonic()
+        unseen = self.encoder.unseen(self.features.sensors)
+        if unseen:
+            self.note(
+                f"{self.encoder.name}: its weights have seen no band like {', '.join(unseen)}; encoded all the same, "
+                "from wavelength, polarisation or kind"
+            )
         outcome = self._neighbours() if self.neighbours else self._train(progress)
         _, rejected = self.task.items()
         result = {
@@ -232,6 +255,7 @@ class Run:
             "target_gsd": self.target_gsd,
             "labels": self.settings.labels,
             "places": {split: len(items) for split, items in self.items.items()},
+            "unseen_bands": unseen,
             "left_out": [str(item) for item in rejected],
             "classes": list(self.task.classes),
             **outcome,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 
 import numpy as np
 import pytest
+import rasterio
 
 from ramen_jax.console import UserError
 from ramen_jax.evaluation.encoders import Pixels, Raw
 from ramen_jax.evaluation.pangaea.protocol import CORRECTED
 from ramen_jax.evaluation.pangaea.tasks import open_task
+from ramen_jax.sensors import Band
 from tests.evaluation.conftest import PIXELS, SMALL
 
 
@@ -105,6 +108,46 @@ def test_a_damaged_state_is_told(make_run, tmp_path):
     (tmp_path / "run" / "state.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"state\.safetensors is damaged .*remove it"):
         make_run().result()
+
+
+def test_a_damaged_result_is_told(make_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text('{"identity": "ab')
+    with pytest.raises(UserError, match=r"result\.json is damaged \(JSONDecodeError\); remove it"):
+        make_run().result()
+
+
+@pytest.mark.parametrize(("split", "word"), [("val", "valid"), ("train", "train")])
+def test_a_damaged_place_ends_the_run_in_one_line_and_loses_nothing(make_run, floods, tmp_path, split, word):
+    """Mended, the run goes on to the numbers of one that was never stopped. (Mutant: BadItem passed on.)"""
+    source = shutil.copytree(floods, tmp_path / "copy")
+    listed = (source / "v1.1/splits/flood_handlabeled" / f"flood_{word}_data.csv").read_text()
+    (label,) = source.rglob(listed.split(",", 1)[1].splitlines()[0].strip())
+    sound = label.read_bytes()
+    with rasterio.open(label) as file:
+        profile, values = file.profile, file.read()
+    with rasterio.open(label, "w", **profile) as file:
+        file.write(np.full_like(values, 7))
+    with pytest.raises(UserError, match=rf"split {split}: .*label values 7 are outside the classes 0\.\.1"):
+        make_run(source=source).result()
+    label.write_bytes(sound)
+    assert numbers(make_run(source=source).result()) == numbers(make_run(folder="whole").result())
+
+
+def test_bands_that_the_weights_have_never_seen_are_named(make_run, tiny):
+    """Nothing is refused. Nothing is said where the training is unknown. (Mutant: bands compared by name.)"""
+    run = make_run()
+    sensors = run.features.sensors
+    assert tiny.unseen(sensors) == []
+    bands = [Band(f"channel{i}", band.wavelength_nm + 10) for i, band in enumerate(sensors["optical"].bands)]
+    seen = {"place/camera": dataclasses.replace(sensors["optical"], bands=tuple(bands))}
+    encoder = copy.copy(tiny)
+    encoder.encoder = dataclasses.replace(tiny.encoder, sensors=seen)
+    run = make_run(encoder)
+    result = run.result()
+    names = [f"sar/{band.name} ({band.radar})" for band in sensors["sar"].bands]
+    assert result["unseen_bands"] == names
+    assert [line for line in run.said if f"no band like {', '.join(names)}; encoded all the same" in line]
 
 
 @pytest.mark.parametrize(
