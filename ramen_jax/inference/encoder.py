@@ -17,7 +17,7 @@ import numpy as np
 from ramen_jax.attention.attention import Attention, backend_for
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.inference.images import Image, to_sample
-from ramen_jax.inference.places import TOKENS, Batch, Place, batches, token_maps
+from ramen_jax.inference.places import TOKENS, Batch, Place, batches, grid_maps, token_maps
 from ramen_jax.limits import machine_memory, refuse_beyond_memory
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.ramen import Ramen
@@ -51,6 +51,16 @@ class Features(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _encode(ramen: Ramen, params: Any, statistics: Any, rows: Any, bands: Any, layers: Any) -> jax.Array:
     return ramen.encode(params, statistics, rows, dict(bands), layers)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _maps(
+    encoded_KxRxExD: jax.Array, first: tuple[int, int], names: tuple[str, ...], grid: tuple[int, int]
+) -> dict[str, jax.Array]:
+    """The maps of the place whose class token is the one at `first`, (row, token): one program per grid."""
+    layers, _, _, width = encoded_KxRxExD.shape
+    shape = (layers, 1, 1 + len(names) * grid[0] * grid[1], width)
+    return grid_maps(jax.lax.dynamic_slice(encoded_KxRxExD, (0, *first, 0), shape)[:, 0], names, grid)
 
 
 @dataclass
@@ -210,7 +220,8 @@ class Encoder:
         for batch in self.batches(places):
             encoded_KxRxExD = self.run(batch, layers)
             for where, place in zip(batch.found, batch.places, strict=True):
-                yield where.place, token_maps(encoded_KxRxExD[:, where.row, where.start :], place)
+                names = tuple(place.sample.images)
+                yield where.place, _maps(encoded_KxRxExD, (where.row, where.start), names, place.grid)
 
     def traceable(self, place: Place) -> tuple[Any, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """A function ({modality: [T, C, H, W]}, {modality: [T]}) -> {modality: [D, rows, columns]} and its example.

@@ -10,6 +10,7 @@ Numpy only. Shape letters as in `ramen_jax.rows.batch`, and K layers, P places o
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,9 @@ from ramen_jax.sensors import Band, Sensor
 
 TOKENS = 4096  # of a batch, about; what keeps a processor's cores busy
 SHORTEST_ROW = 128  # tokens
+LONGER_ROWS = (256, 512, 1024)  # tokens; places that are short against the row fill it better
 MOST_PER_ROW = 16  # places
+SHORTEST_SIDE = 8  # tokens along a side that a row has room for
 FEW_DATES = 8  # up to so many dates, and then within a factor of two, series share a program
 
 
@@ -102,7 +105,11 @@ class Batch:
 
 def token_maps(layers_KxExD: Any, place: Place) -> dict[str, Any]:
     """{modality: [K, D, h, w]} of the tokens of one place, class token first; numpy or a traced array."""
-    grid, names = place.grid, list(place.sample.images)
+    return grid_maps(layers_KxExD, tuple(place.sample.images), place.grid)
+
+
+def grid_maps(layers_KxExD: Any, names: Sequence[str], grid: tuple[int, int]) -> dict[str, Any]:
+    """`token_maps` of a place of these modalities and this grid."""
     cells = grid[0] * grid[1]
     tokens = layers_KxExD[:, 1 : 1 + len(names) * cells]
     maps = tokens.reshape(len(tokens), len(names), *grid, -1).transpose(1, 0, 4, 2, 3)
@@ -115,17 +122,33 @@ def batches(places: Sequence[Place], recipe: Recipe, tokens: int = TOKENS) -> It
     Raises:
         ValueError, UserError: an empty grid, a missing statistic.
     """
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for number, place in enumerate(places):
-        groups[_group(place)].append(number)
-    for members in groups.values():
+    for members in _groups(places):
         yield from _pack_group(places, members, recipe, tokens)
 
 
-def _group(place: Place) -> tuple:
-    """Places with the same value share a program."""
-    return tuple(
-        (name, place.sensors[name], _dates(len(image.values))) for name, image in place.sample.images.items()
+def _groups(places: Sequence[Place]) -> list[list[int]]:
+    """Numbers of the places that a program serves together: those of the same bands, GSDs and classes of dates.
+
+    Places that lack a modality join those that have it. What is larger than a batch goes by itself: rows of that length
+    hold few of the others.
+    """
+    alike: dict[tuple[int, frozenset], list[int]] = defaultdict(list)
+    for number, place in enumerate(places):
+        size = place.tokens.bit_length() if place.tokens > TOKENS + 1 else 0
+        alike[size, _looks(place)].append(number)
+    groups: dict[tuple[int, frozenset], list[int]] = {}
+    for size, looks in sorted(alike, key=lambda key: -len(key[1])):
+        joined = (found for found in groups if found[0] == size and looks < found[1])
+        groups.setdefault(next(joined, (size, looks)), []).extend(alike[size, looks])
+    return [sorted(members) for members in groups.values()]
+
+
+def _looks(place: Place) -> frozenset:
+    """What a program depends on: what each image is, not how large it is nor how it is normalised."""
+    images = place.sample.images.items()
+    sensors = place.sensors
+    return frozenset(
+        (name, sensors[name].bands, sensors[name].gsd, _dates(len(image.values))) for name, image in images
     )
 
 
@@ -142,62 +165,94 @@ def rounded(number: int, steps: int = 2) -> int:
 
 
 def _pack_group(places: Sequence[Place], members: list[int], recipe: Recipe, tokens: int) -> Iterator[Batch]:
-    spec, capacity = _shapes([places[number] for number in members])
-    rows = _fit(places, members, capacity)
-    # Batches of one size: as few as can be, and no larger than they need to be.
-    most = max(1, tokens // capacity.encoder_length)
-    count = min(most, rounded(-(-len(rows) // -(-len(rows) // most))))
+    spec = _spec([places[number] for number in members])
+    length, count, rows = _layout({number: places[number].tokens for number in members}, tokens)
+    capacity = _capacity(spec, [[places[number] for number in row] for row in rows], length)
     for first in range(0, len(rows), count):
         part = rows[first : first + count]
         yield _pack(places, part + [[]] * (count - len(part)), spec, replace(capacity, rows=count), recipe)
 
 
-def _shapes(places: list[Place]) -> tuple[CorpusSpec, Capacity]:
-    """The corpus that the places look like, and the capacity of one of their rows."""
-    names = list(places[0].sample.images)
-    side = rounded(max(max(place.grid) for place in places))
-    modalities = []
-    for name in names:
-        dates = _dates(max(len(place.sample.images[name].values) for place in places))
-        sensor = places[0].sensors[name]
-        modalities.append(ModalitySpec(name, sensor, side, side, dates > 1, dates, "float32"))
-    spec = CorpusSpec("places", tuple(modalities))
-    longest_place = max(place.tokens for place in places)
-    mean_tokens = sum(place.tokens for place in places) / len(places)
-    length = max(SHORTEST_ROW, rounded(longest_place, 4))
-    per_row = min(MOST_PER_ROW, rounded(math.ceil(length / mean_tokens)))
-    listed = (length - 1) // len(names)
-    capacity = Capacity(
+def _layout(sizes: Mapping[int, int], tokens: int) -> tuple[int, int, list[list[int]]]:
+    """(tokens of a row, rows of a batch, the rows): of a few lengths the one that wastes least, the shortest of equals.
+
+    Attention costs what the places cost, not what the row would, so a row may be longer than its longest place.
+
+    Args:
+        sizes: tokens of each place, by its number.
+        tokens: of a batch, about.
+    """
+    # A square grid of a power of two and its class token fill a row.
+    shortest = max(SHORTEST_ROW, rounded(max(sizes.values()) - 1, 4) + 1)
+    layouts = []
+    for length in (shortest, *(length for length in LONGER_ROWS if length > shortest)):
+        rows = _fit(sizes, length)
+        # Batches of one size: as few as can be, and no larger than they need to be.
+        most = max(1, tokens // length)
+        batches = -(-len(rows) // most)
+        count = min(most, rounded(-(-len(rows) // batches)))
+        layouts.append((-(-len(rows) // count) * count * length, length, count, rows))
+    return min(layouts)[1:]
+
+
+def _fit(sizes: Mapping[int, int], length: int) -> list[list[int]]:
+    """Rows of places, each place in the fullest one that has room, the largest first.
+
+    No row has many more places than the others, since each takes a slot of every row.
+    """
+    most = min(MOST_PER_ROW, rounded(math.ceil(length * len(sizes) / sum(sizes.values()))))
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, row) of those that may take another place, ascending
+    for number in sorted(sizes, key=lambda number: -sizes[number]):
+        fitting = bisect.bisect_left(rooms, (sizes[number], 0))
+        if fitting < len(rooms):
+            room, r = rooms.pop(fitting)
+        else:
+            room, r = length, len(rows)
+            rows.append([])
+        rows[r].append(number)
+        if len(rows[r]) < most:
+            bisect.insort(rooms, (room - sizes[number], r))
+    return rows
+
+
+def _spec(places: Sequence[Place]) -> CorpusSpec:
+    """The corpus that the places look like, its images on the token grid."""
+    side = max(SHORTEST_SIDE, rounded(max(max(place.grid) for place in places)))
+    modalities = {}
+    for place in places:
+        for name, image in place.sample.images.items():
+            if name not in modalities:
+                dates, sensor = _dates(len(image.values)), place.sensors[name]
+                modalities[name] = ModalitySpec(name, sensor, side, side, dates > 1, dates, "float32")
+    return CorpusSpec("places", tuple(modalities.values()))
+
+
+def _capacity(spec: CorpusSpec, rows: Sequence[Sequence[Place]], length: int) -> Capacity:
+    """What one of the rows needs at most."""
+    names = spec.names
+    if all(len(place.sample.images) == len(names) for row in rows for place in row):
+        listed = [(length - 1) // len(names)] * len(names)
+    else:
+        cells = [
+            max(sum(math.prod(place.grid) for place in row if name in place.sample.images) for row in rows)
+            for name in names
+        ]
+        listed = [min(length - 1, rounded(most, 4)) for most in cells]
+    views = rounded(max(len(row) for row in rows))
+    count = len(names)
+    return Capacity(
         rows=1,
         encoder_length=length,
         decoder_length=length,
-        views=per_row,
-        grid=side,
-        slots=(per_row,) * len(names),
-        encoder_tokens=(listed,) * len(names),
-        decoder_tokens=(listed,) * len(names),
+        views=views,
+        grid=spec.first.height,
+        slots=(views,) * count,
+        encoder_tokens=tuple(listed),
+        decoder_tokens=tuple(listed),
         dates=tuple(modality.max_dates for modality in spec.modalities),
-        pixels=((side, side),) * len(names),
+        pixels=((spec.first.height, spec.first.width),) * count,
     )
-    return spec, capacity
-
-
-def _fit(places: Sequence[Place], members: list[int], capacity: Capacity) -> list[list[int]]:
-    """Rows of places, filled in order of falling size."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for number in sorted(members, key=lambda number: -places[number].tokens):
-        tokens = places[number].tokens
-        for r, row in enumerate(rows):
-            if room[r] >= tokens and len(row) < capacity.views:
-                break
-        else:
-            r, row = len(rows), []
-            rows.append(row)
-            room.append(capacity.encoder_length)
-        row.append(number)
-        room[r] -= tokens
-    return rows
 
 
 def _pack(
