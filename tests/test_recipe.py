@@ -16,13 +16,13 @@ import yaml
 from ramen_jax import config as configuration
 from ramen_jax import recipe as recipes
 from ramen_jax.console import UserError
-from ramen_jax.corpora import TRAP_OPTIONS, settings_of
+from ramen_jax.corpora import TRAP_OPTIONS, open_corpus, settings_of
 from ramen_jax.corpora.preparation import describe, prepare
 from ramen_jax.corpora.records import Prepared
-from ramen_jax.earth.layouts import write_mmearth
+from ramen_jax.earth.layouts import write_mmearth, write_worldstrat
 from ramen_jax.interchange.source import departures
 from ramen_jax.model.ramen import Ramen
-from ramen_jax.recipe import FIXED, REFERENCE, TRAPS, Recipe
+from ramen_jax.recipe import FIXED, PREPARED, REFERENCE, TRAPS, Recipe
 from ramen_jax.rows.batch import Rows
 from ramen_jax.rows.packing import exact_capacity, pack
 from ramen_jax.samples import Image
@@ -36,6 +36,14 @@ def mmearth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small MMEarth64 in its original layout."""
     folder = tmp_path_factory.mktemp("mmearth")
     write_mmearth(folder, places=12, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worldstrat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small WorldStrat in its original layout, with a place that is listed twice and one in two splits."""
+    folder = tmp_path_factory.mktemp("worldstrat")
+    write_worldstrat(folder, 5, seed=3, max_dates=2, pixels=214, quirks=True)
     return folder
 
 
@@ -94,12 +102,14 @@ OF_CORPORA = {  # what a prepared corpus shows of the others
 }
 
 
+OF_PLACES = {  # what the places that WorldStrat's reader lists show
+    "worldstrat_repeats": lambda places: max(len(revisits) for revisits in places["train"].values()),
+    "worldstrat_leaks": lambda places: sum(map(len, places.values())) - len(set().union(*places.values())),
+}
+
+
 def test_every_trap_is_observed_somewhere() -> None:
-    elsewhere = {
-        "worldstrat_repeats",
-        "worldstrat_leaks",
-    }  # by name below, by content in tests/corpora/test_worldstrat.py
-    assert OBSERVED.keys() | OF_CORPORA.keys() | elsewhere == TRAPS.keys()
+    assert OBSERVED.keys() | OF_CORPORA.keys() | OF_PLACES.keys() == TRAPS.keys()
 
 
 @pytest.mark.parametrize("trap", OBSERVED)
@@ -112,23 +122,27 @@ def test_every_trap_of_model_and_packing_changes_something(trap: str) -> None:
             assert one != other, (trap, choices)
 
 
-def ways(folder: Path, source: Path) -> dict[str, dict[str, Any]]:
-    """The same corpus named by kind, by a shipped description, and by a YAML file of one's own."""
-    own = folder / "own.yaml"
-    own.write_text(yaml.safe_dump({"kind": "mmearth", "name": "mmearth", "modalities": ["dem", "s2", "s1"]}))
-    common = {"name": "mmearth", "source": str(source)}
-    return {
-        "kind": {**common, "kind": "mmearth"},
-        "spec": {**common, "spec": "mmearth"},
-        "yaml": {**common, "spec": str(own)},
-    }
+WAYS = ("kind", "spec", "yaml")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mmearth": {"modalities": ["dem", "s2", "s1"]},
+    "worldstrat": {"spot_size": 214, "s2_size": 32, "splits": ["train", "val", "test"]},
+}
 
 
-@pytest.mark.parametrize("way", ["kind", "spec", "yaml"])
+def entry_of(kind: str, way: str, folder: Path, source: Path) -> dict[str, Any]:
+    """The same corpus named by kind, by a shipped description, or by a YAML file of one's own in `folder`."""
+    if way == "yaml":
+        own = folder / "own.yaml"
+        own.write_text(yaml.safe_dump({"kind": kind, "name": kind, **OPTIONS[kind]}))
+        return {"name": kind, "source": str(source), "spec": str(own)}
+    return {"name": kind, "source": str(source), way: kind, "options": OPTIONS[kind]}
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_every_trap_of_a_corpus_is_honoured_however_it_is_named(
     way: str, mmearth: Path, tmp_path: Path
 ) -> None:
-    entry = ways(tmp_path, mmearth)[way]
+    entry = entry_of("mmearth", way, tmp_path, mmearth)
     corpora = {
         recipe.mmearth_draw: Prepared(
             prepare(entry, tmp_path / recipe.mmearth_draw, recipe, workers=1), recipe=recipe
@@ -140,6 +154,21 @@ def test_every_trap_of_a_corpus_is_honoured_however_it_is_named(
         assert reference != fixed, trap
     assert corpora["fixed"].manifest["settings"]["draw"] == "fixed"
     assert set(corpora["reference"].ids) & set(Prepared(tmp_path / "reference", "val").ids)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("trap", OF_PLACES)
+def test_the_traps_of_worldstrat_are_honoured_however_it_is_named(
+    trap: str, way: str, worldstrat: Path, tmp_path: Path
+) -> None:
+    """(Mutant: descriptions by `spec` that keep the reader's own defaults.)"""
+    entry = entry_of("worldstrat", way, tmp_path, worldstrat)
+    found = {}
+    for recipe in (REFERENCE, FIXED):
+        for value in ("reference", "fixed"):
+            description = describe(entry, recipe.but(**{trap: value}))
+            found[recipe, value] = OF_PLACES[trap](open_corpus(description, worldstrat).places)
+        assert found[recipe, "reference"] > found[recipe, "fixed"]
 
 
 @pytest.mark.parametrize(("kind", "option"), [(k, o) for k, options in TRAP_OPTIONS.items() for o in options])
@@ -161,15 +190,22 @@ def test_no_other_knob_decides_a_trap(kind: str, option: str, tmp_path: Path) ->
             describe({"spec": str(own)}, recipe)
 
 
-def test_a_folder_prepared_otherwise_is_refused_with_the_way_out(mmearth: Path, tmp_path: Path) -> None:
-    entry = {"kind": "mmearth", "name": "mmearth", "source": str(mmearth)}
+@pytest.mark.parametrize("kind", TRAP_OPTIONS)
+def test_a_folder_prepared_otherwise_is_refused_with_the_way_out(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    entry = entry_of(kind, "kind", tmp_path, request.getfixturevalue(kind))
     folder = prepare(entry, tmp_path / "prepared", FIXED, workers=1)
-    with pytest.raises(
-        UserError, match=r"draw: 'fixed' there, 'reference' asked for.*config\.traps\.mmearth_draw=fixed"
-    ):
-        prepare(entry, folder, REFERENCE)
-    told = REFERENCE.but(mmearth_draw="fixed", mmearth_zero_planes="fixed")
+    for option, trap in TRAP_OPTIONS[kind].items():
+        sentence = rf"\({option}: 'fixed' there, 'reference' asked for\).*\(config\.traps\.{trap}=fixed\)"
+        with pytest.raises(UserError, match=sentence):
+            prepare(entry, folder, FIXED.but(**{trap: "reference"}))
+    told = REFERENCE.but(**dict.fromkeys(TRAP_OPTIONS[kind].values(), "fixed"))
     assert prepare(entry, folder, told) == folder
+
+
+def test_the_traps_of_preparing_are_those_of_the_readers() -> None:
+    assert sorted(PREPARED) == sorted(trap for options in TRAP_OPTIONS.values() for trap in options.values())
 
 
 def test_a_recipe_comes_out_of_a_configuration_as_it_went_in() -> None:
