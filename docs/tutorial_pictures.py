@@ -80,9 +80,8 @@ def detail(options: argparse.Namespace) -> None:
     truth_PxHxWxK = (np.stack(labels)[..., None] == classes).astype(np.float32)
     lines = []
     for gsd in DETAIL_GSDS:
-        features_PxGxGxD = np.stack(
-            [model.encode(image, target_gsd=gsd).maps["aerial"].transpose(1, 2, 0) for image in images]
-        )
+        encoded = model.encode(images, target_gsd=gsd)
+        features_PxGxGxD = np.stack([features.maps["aerial"].transpose(1, 2, 0) for features in encoded])
         grid = features_PxGxGxD.shape[1]
         area_GxH = sampling.down_matrix(aerial.height, aerial.sensor.gsd, size / grid, grid, "area")
         shares_PxGxGxK = np.einsum("gh,phwk,jw->pgjk", area_GxH, truth_PxHxWxK, area_GxH, optimize=True)
