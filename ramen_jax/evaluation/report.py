@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ramen_jax.console import UserError
+from ramen_jax.evaluation.fitting import read_facts
 from ramen_jax.evaluation.pangaea.tasks import Task
 from ramen_jax.visual import predictions
 
@@ -115,9 +116,10 @@ def draw(task: Task, result: dict[str, Any], folder: Path) -> None:
     title = f"{task.name}, {result['encoder']} at {result['target_gsd']:g} m per token"
     places, modality = [], task.modalities[0]
     for path in sorted(folder.glob("example_*.safetensors")):
-        arrays = load_file(path)
+        arrays, facts = load_file(path), read_facts(path)
+        modality = task.modality(facts["modality"])
         places.append(
-            predictions.Predicted(path.stem, arrays["image/0"], arrays["truth/0"], arrays["prediction/0"])
+            predictions.Predicted(facts["id"], arrays["image/0"], arrays["truth/0"], arrays["prediction/0"])
         )
     classes = () if task.family == "regression" else task.classes
     if places:

@@ -50,7 +50,7 @@ def train() -> int:
 
 def run() -> int:
     if "JAX_NUM_PROCESSES" in os.environ:
-        join.join(timeout=60)
+        join.join(timeout=240)
     with agree.failing_together():
         return train()
 
