@@ -24,7 +24,7 @@ import numpy as np
 from ramen_jax.console import DATA, USAGE, UserError, close_names
 from ramen_jax.inference.encoder import Encoder
 from ramen_jax.inference.on_grid import on_grid
-from ramen_jax.inference.places import Place, token_maps
+from ramen_jax.inference.places import Place
 from ramen_jax.limits import refuse_beyond_memory
 from ramen_jax.model import flops
 from ramen_jax.model.architecture import Architecture
@@ -113,10 +113,9 @@ class Pretrained:
         for batch in self.encoder.batches(places):
             self.programs.add(_shapes(batch.rows))
             encoded_KxRxExD = np.asarray(self.encoder.run(batch, self.taps))
-            for where, place in zip(batch.found, batch.places, strict=True):
-                maps = token_maps(encoded_KxRxExD[:, where.row, where.start :], place)
+            for number, _, maps in batch.maps(encoded_KxRxExD):
                 joined_KxDxhxw = np.concatenate(list(maps.values()), axis=1)
-                results[where.place] = np.ascontiguousarray(np.moveaxis(joined_KxDxhxw, 1, -1))
+                results[number] = np.ascontiguousarray(np.moveaxis(joined_KxDxhxw, 1, -1))
         return [found for found in results if found is not None]
 
     def flops(self, samples: Sequence[Sample], sensors: Sensors, target_gsd: float, series: bool) -> float:
