@@ -180,6 +180,8 @@ def test_tfds_reads_it(folder):
 
 
 def test_tfds_build_works(real_data, tmp_path):
+    import tensorflow_datasets as tfds
+
     # What `tfds build` runs; the `tfds` command itself also loads its other subcommands, which need TensorFlow.
     code = (
         "from absl import app; from tensorflow_datasets.scripts.cli import build, cli_utils; "
@@ -197,6 +199,8 @@ def test_tfds_build_works(real_data, tmp_path):
     prepare({"spec": "terramesh", "source": str(real_data / "terramesh")}, tmp_path / "own", workers=1)
     built, own = contents(tmp_path / "tfds/terramesh/1.0.0"), contents(tmp_path / "own")
     assert built == own
+    source = tfds.data_source("terramesh", split="train", data_dir=tmp_path / "tfds")
+    assert [records.decode(item["record"]).id for item in source] == Prepared(tmp_path / "own").ids
 
 
 def test_beam_writes_the_same_samples(folder, tmp_path):
