@@ -27,6 +27,7 @@ import numpy as np
 
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.corpora import BadItem, Corpus, clear_dates, day_of_year, make_image
+from ramen_jax.corpora.placement import SAME_PATCH, Footprint, misplaced
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.samples import Image, ModalitySpec, Sample
 from ramen_jax.sensors import sensor
@@ -98,10 +99,13 @@ class FlairHub(Corpus):
     def read(self, item: str, split: str) -> list[Sample]:
         row, listed = self.lists[split].row(item), self.lists[split].path
         images: dict[str, Image] = {}
-        location = None
+        location, first = None, None
         for spec in self.modalities:
             path = _cell(row, MODALITIES[spec.name][0], listed)
             raster = read_raster(path)
+            first = first or raster.footprint
+            if wrong := misplaced(raster.footprint, first, allowed=SAME_PATCH):
+                raise BadItem(path, wrong)
             values_TxCxHxW = _by_date(raster.values, len(spec.sensor.bands), spec.series, path)
             dates = self.dates[spec.name].days(item)
             if len(dates) != len(values_TxCxHxW):
@@ -111,7 +115,7 @@ class FlairHub(Corpus):
                     f"in {self.dates[spec.name].path.name}",
                 )
             if spec.name == "s2":
-                kept = self._clear(_cell(row, MASK, listed), len(dates))
+                kept = self._clear(_cell(row, MASK, listed), len(dates), first)
                 if not kept.any():
                     raise BadItem(
                         path, f"none of its {len(dates)} dates is left after the snow and cloud filter"
@@ -122,9 +126,12 @@ class FlairHub(Corpus):
             location = location or raster.location(spec.height / 2, spec.width / 2)
         return [Sample(item, images, location)]
 
-    def _clear(self, path: Path, dates: int) -> np.ndarray:
+    def _clear(self, path: Path, dates: int, first: Footprint) -> np.ndarray:
         """[T] bool: the dates that the snow and cloud filter keeps."""
-        mask_Tx2xHxW = _by_date(read_raster(path).values, 2, True, path)
+        raster = read_raster(path)
+        if wrong := misplaced(raster.footprint, first, allowed=SAME_PATCH):
+            raise BadItem(path, wrong)
+        mask_Tx2xHxW = _by_date(raster.values, 2, True, path)
         if len(mask_Tx2xHxW) != dates:
             raise BadItem(path, f"{len(mask_Tx2xHxW)} dates in the mask, but {dates} in its Sentinel-2 stack")
         return clear_dates(

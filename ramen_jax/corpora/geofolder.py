@@ -288,8 +288,10 @@ class Geofolder(Corpus):
             wrong = misplaced(footprint, first, ratio if self.options["crop"] else None)
         if not wrong:
             return raster, footprint
-        if not (self.options["warp"] and first is not None and first.known):
+        if first is None or not first.known:
             raise BadItem(raster.name, wrong)
+        if not self.options["warp"]:
+            raise BadItem(raster.name, f"{wrong}; `warp: true` resamples what lies on its ground")
         shape = (max(round(first.height / ratio), 1), max(round(first.width / ratio), 1))
         grid = first.transform @ first.transform.scale(ratio)
         return (

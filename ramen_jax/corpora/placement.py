@@ -1,7 +1,7 @@
 """Whether the rasters of one place lie on the same ground: co-registration is checked, never assumed.
 
 A raster without a coordinate system cannot be checked. All others must have their corners where those of the place's
-first raster are, to half a pixel of the coarser one, and pixels of their sensor's size.
+first raster are, to half a pixel of the coarser one (two in published archives), and pixels of their sensor's size.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import rasterio.warp
 from rasterio.transform import Affine
 
 SAME_GROUND = 0.5  # of a pixel of the coarser raster
+SAME_PATCH = 2.0  # the same, of archives whose makers cut each sensor on its own grid
 SAME_SIZE = 0.1  # how much a pixel may differ from its sensor's GSD, as a share
 POLE = 88.0  # degrees; beyond, metres per degree of longitude mean nothing
 
@@ -61,7 +62,9 @@ def wrong_pixel_size(place: Footprint, gsd: float) -> str:
     return f"has pixels of {found} m, but its sensor has pixels of {gsd:g} m"
 
 
-def misplaced(place: Footprint, first: Footprint, ratio: float | None = None) -> str:
+def misplaced(
+    place: Footprint, first: Footprint, ratio: float | None = None, allowed: float = SAME_GROUND
+) -> str:
     """A sentence when a raster does not lie on the ground of the place's first one, else "".
 
     Args:
@@ -69,6 +72,7 @@ def misplaced(place: Footprint, first: Footprint, ratio: float | None = None) ->
         first: the raster that defines the place.
         ratio: pixels of `first` that one of `place` should measure; both then begin at the same corner, and may end
             elsewhere. None: both cover the same ground.
+        allowed: how far a corner may be off, in pixels of the coarser raster.
     """
     if not (place.known and first.known):
         return ""
@@ -84,7 +88,7 @@ def misplaced(place: Footprint, first: Footprint, ratio: float | None = None) ->
     inverse = ~first.transform
     there, here = ([inverse @ corner for corner in corners] for corners in (found, expected))
     gap = max(math.dist(a, b) for a, b in zip(there, here, strict=True))
-    if gap <= SAME_GROUND * scale:
+    if gap <= allowed * scale:
         return ""
     metres = max(math.dist(a, b) for a, b in zip(found, expected, strict=True))
     unit = "degrees" if first.crs.is_geographic else "m"
@@ -95,7 +99,7 @@ def misplaced(place: Footprint, first: Footprint, ratio: float | None = None) ->
         return f"does not touch the ground of {first.name}: it lies {metres:.6g} {unit} away{codes}"
     return (
         f"does not cover the ground of {first.name}: a corner is {metres:.4g} {unit} ({gap:.3g} of its pixels) off, "
-        f"more than {SAME_GROUND:g} of the coarser pixel{codes}; `warp: true` would resample it"
+        f"more than {allowed:g} of the coarser pixel{codes}"
     )
 
 

@@ -28,7 +28,7 @@ from rasterio.windows import Window
 
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.declared import Declared, declare
-from ramen_jax.corpora.placement import moved
+from ramen_jax.corpora.placement import Footprint, moved
 from ramen_jax.no_data import NoData, missing_pixels
 from ramen_jax.sensors import Sensor
 
@@ -50,18 +50,16 @@ Pixels = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Raster:
-    """Pixels [bands, H, W] in the file's dtype, north up, and where they lie (crs None = not georeferenced)."""
+    """Pixels [bands, H, W] in the file's dtype, north up, and where they lie."""
 
     values: np.ndarray
-    crs: str | None
-    transform: Affine
+    footprint: Footprint
     nodata: float | None
 
     def location(self, row: float, col: float) -> tuple[float, float] | None:
         """(longitude, latitude) in degrees of a pixel position, or None without georeference."""
-        if self.crs is None or self.transform.is_identity:
-            return None
-        return location(self.crs, self.transform, row, col)
+        place = self.footprint
+        return location(place.crs, place.transform, row, col) if place.known else None
 
 
 class SensorRaster:
@@ -213,7 +211,8 @@ def read_raster(path: Path) -> Raster:
         values = file.read()
         if south_up or east_left:
             values = values[:, :: -1 if south_up else 1, :: -1 if east_left else 1].copy()
-        return Raster(values, file.crs.to_string() if file.crs else None, transform, file.nodata)
+        place = Footprint(path.name, file.crs or None, transform, file.height, file.width)
+        return Raster(values, place, file.nodata)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import numpy as np
 
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.corpora import BadItem, Corpus, day_of_year, make_image, read_table
+from ramen_jax.corpora.placement import SAME_PATCH, misplaced
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.counter_rng import combine, raw_bits
 from ramen_jax.samples import Image, ModalitySpec, Sample
@@ -180,11 +181,16 @@ class WorldStrat(Corpus):
 
     def _s2(self, spec: ModalitySpec, place: str, rows: list[Revisit]) -> Image:
         frames, dates = [], []
+        first = None
         path = self.source / "lr_dataset" / place
         for row in self._used(rows):
             if not (path := self._s2_path(place, row)).is_file():
                 continue  # listed as rejected by items()
-            values_CxHxW = read_raster(path).values
+            raster = read_raster(path)
+            first = first or raster.footprint
+            if wrong := misplaced(raster.footprint, first, allowed=SAME_PATCH):
+                raise BadItem(path, wrong)
+            values_CxHxW = raster.values
             if values_CxHxW.dtype.name != spec.dtype or len(values_CxHxW) != len(spec.sensor.bands):
                 raise BadItem(
                     path,

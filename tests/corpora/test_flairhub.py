@@ -197,6 +197,30 @@ def test_damaged_rasters_are_named(copy, folder, change, cause):
         corpus.read(patch, "train")
 
 
+@pytest.mark.parametrize("folder", ["SENTINEL1-DESC_TS", "SENTINEL2_MSK-SC"])
+@pytest.mark.parametrize(
+    ("metres", "crs", "cause"),
+    [
+        (5000, None, "does not touch the ground of .*: it lies 5000 m away"),
+        (35, None, "does not cover the ground of .* a corner is 35 m"),
+        (0, "EPSG:32631", "ground of .*one is in EPSG:32631, the other in EPSG:2154"),
+        (15, None, None),
+    ],
+)
+def test_what_lies_elsewhere_is_rejected(copy, folder, metres, crs, cause):
+    """Mutants: a file's place is not looked at; that of the mask is not; the finer pixel decides how far off is too far."""
+    corpus = small_corpus(copy)
+    patch = first(corpus)
+    with rasterio.open(file_of(copy, patch, folder), "r+") as file:
+        file.transform = file.transform.translation(metres, 0) @ file.transform
+        file.crs = crs or file.crs
+    if cause is None:
+        assert corpus.read(patch, "train")
+    else:
+        with pytest.raises(BadItem, match=rf"{folder.split('_')[0]}_.*{cause}"):
+            corpus.read(patch, "train")
+
+
 def test_other_dtypes_and_sizes_are_named(copy):
     corpus = small_corpus(copy)
     patch = first(corpus)

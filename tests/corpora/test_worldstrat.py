@@ -170,6 +170,20 @@ def test_damaged_rasters_are_named(copy, kind, change, cause):
         corpus.read(place, "train")
 
 
+@pytest.mark.parametrize(("pixels", "cause"), [(500, "does not touch"), (3, "does not cover"), (1, None)])
+def test_a_revisit_of_other_ground_is_rejected(copy, pixels, cause):
+    corpus = corpus_of(copy)
+    place = corpus.items()[0]["train"][0]
+    last = sorted((copy / f"lr_dataset/{place}/L2A").glob("*-L2A_data.tiff"))[-1]
+    with rasterio.open(last, "r+") as file:
+        file.transform = file.transform @ file.transform.translation(pixels, 0)
+    if cause is None:
+        assert corpus.read(place, "train")
+    else:
+        with pytest.raises(BadItem, match=rf"-L2A_data.tiff: {cause} the ground of"):
+            corpus.read(place, "train")
+
+
 def test_all_nodata_is_named(copy):
     corpus = corpus_of(copy)
     place = corpus.items()[0]["train"][0]
