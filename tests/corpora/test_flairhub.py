@@ -208,7 +208,7 @@ def test_damaged_rasters_are_named(copy, folder, change, cause):
     ],
 )
 def test_what_lies_elsewhere_is_rejected(copy, folder, metres, crs, cause):
-    """Mutants: a file's place is not looked at; that of the mask is not; the finer pixel decides how far off is too far."""
+    """Mutants: the place of a file, or of the mask, is not looked at; the finer pixel decides what is too far."""
     corpus = small_corpus(copy)
     patch = first(corpus)
     with rasterio.open(file_of(copy, patch, folder), "r+") as file:
