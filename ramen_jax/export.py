@@ -91,9 +91,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} exists; choose another name or give --overwrite", USAGE)
 
 
-def run() -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    options = parse()
+    options = parse(arguments)
     _check(options)
     try:
         return console.call("ramen_jax.training.export", options)

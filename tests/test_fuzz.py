@@ -13,7 +13,7 @@ import pytest
 from ramen_jax import console
 from tests.wrong_inputs.registry import CASES, TINY
 
-for table in ("embed", "evaluate", "prepare", "train", "weights"):  # importing them fills CASES
+for table in ("embed", "evaluate", "operations", "prepare", "train", "weights"):  # importing them fills CASES
     importlib.import_module(f"tests.wrong_inputs.{table}")
 
 

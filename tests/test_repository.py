@@ -19,7 +19,18 @@ from packaging.requirements import Requirement
 
 from ramen_jax.earth.layouts import write_worldstrat
 
-COMMANDS = ("prepare", "train", "export", "embed", "bench", "pictures", "evaluate", "compile_check")
+COMMANDS = (
+    "prepare",
+    "train",
+    "export",
+    "embed",
+    "bench",
+    "pictures",
+    "evaluate",
+    "compile_check",
+    "checkpoint",
+    "doctor",
+)
 TOP_LEVEL = {
     *("ramen_jax", "configs", "launch", "tests", "docs", ".ci", ".gitignore"),
     *("requirements.txt", "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE"),

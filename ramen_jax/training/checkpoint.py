@@ -102,7 +102,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were completed, oldest first."""
-        return steps_in(self.folder)
+        return checkpoint_files.steps_in(self.folder)
 
     def save(self, step: int, state: State, meta: Mapping[str, Any], loss: float) -> None:
         """Starts writing a checkpoint and returns as soon as the arrays are copied.
@@ -280,13 +280,6 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a `checkpoints` folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir())
-
-
 def unverified(folder: Path) -> str:
     return (
         f"note: checkpoint {folder} has no list of hashes (an earlier version wrote it, or was killed before the list "
@@ -333,20 +326,6 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.strip(): json.loads(json.dumps(value))}
 
 
-def find(path: str | Path) -> Path:
-    """The checkpoint folder meant by a workdir (its newest), a `checkpoints` folder, or one checkpoint itself."""
-    path = Path(path).expanduser()
-    for folder in (path, path / "checkpoints"):
-        if (folder / "meta").is_dir() and (folder / "params").is_dir():
-            return folder
-        steps = steps_in(folder)
-        if steps:
-            return folder / str(steps[-1])
-    raise UserError(
-        f"no checkpoint at {path}; expected a workdir, its checkpoints folder, or one of its steps", DATA
-    )
-
-
 def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
@@ -354,14 +333,15 @@ def _tell(sentence: str) -> None:
 def load(path: str | Path, note: Note = _tell) -> Loaded:
     """Parameters, BatchNorm statistics and meta of a checkpoint, on the first device, wherever it was written.
 
-    `path`: see find(). Raises UserError when there is none or it is damaged; `note` is told where nothing says so.
+    `path`: see checkpoint_files.find(). Raises UserError when there is none or it is damaged; `note` is told where
+    nothing says so.
     """
-    folder = find(path).resolve()
+    folder = checkpoint_files.find(path).resolve()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         content = checkpoint_files.compare(folder)
         if content.problem:
-            others = [str(folder.parent / str(step)) for step in steps_in(folder.parent)]
+            others = [str(folder.parent / str(step)) for step in checkpoint_files.steps_in(folder.parent)]
             advice = ", ".join(other for other in others if other != str(folder))
             advice = f"; others there: {advice}" if advice else ""
             raise UserError(f"checkpoint {folder} is damaged: {content.problem}{advice}", DATA)

@@ -16,7 +16,7 @@ from ramen_jax.interchange import torch_weights
 from ramen_jax.interchange.folder import is_folder, read_folder
 from ramen_jax.interchange.source import model_of
 from ramen_jax.parallel.rules import flat_names
-from ramen_jax.training import checkpoint
+from ramen_jax.training import checkpoint, checkpoint_files
 from ramen_jax.training.step import State
 
 # Settings of the model that leave no trace in a shape.
@@ -30,7 +30,7 @@ SHOWN = 40
 def require(path: Path) -> None:
     """UserError where `path` holds no weights that a training could begin with; looks at names only."""
     if not is_folder(path):
-        checkpoint.find(path)
+        checkpoint_files.find(path)
 
 
 def begin_with(state: State, path: Path, config: ConfigDict) -> tuple[State, str]:

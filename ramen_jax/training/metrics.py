@@ -82,10 +82,14 @@ def _cut(path: Path, start: int) -> None:
     """Keeps the lines of steps before `start`; a half-written last line goes too."""
     if not path.is_file():
         return
-    kept = [line + "\n" for step, line in _lines(path) if step < start]
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
+    partial.write_text(before(path, start))
     os.replace(partial, path)
+
+
+def before(path: Path, step: int) -> str:
+    """The lines of a metrics.jsonl about the steps before one, "" where there is none."""
+    return "".join(line + "\n" for number, line in _lines(path) if number < step) if path.is_file() else ""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -14,6 +14,7 @@ from ramen_jax.training import checkpoint, experiment, initial, loop, workdir
 from ramen_jax.training.evaluators import Evaluator
 
 STOPPED_BY_SIGNAL = 143
+STOPPED_VARIABLE = "RAMEN_JAX_STOPPED_STATUS"
 
 
 def no_probes(config: ConfigDict) -> list[Evaluator]:
@@ -60,8 +61,19 @@ def _train(config: ConfigDict, folder: str, probes: Callable[[ConfigDict], list[
             print(
                 f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
             )
-    # A launcher of many processes takes any other status for a failure and kills those that still save.
-    return STOPPED_BY_SIGNAL if outcome.signalled and agree.alone() else 0
+    return stopped_status() if outcome.signalled else 0
+
+
+def stopped_status() -> int:
+    """What a run that SIGTERM stopped ends with. Of several processes 0, unless the launcher says what it looks for.
+
+    Some launchers take any other status for a failure and kill the processes that still end; others (Kubernetes)
+    take 0 for the end of the work.
+    """
+    asked = os.environ.get(STOPPED_VARIABLE, "")
+    if asked.isdecimal() and int(asked) < 256:
+        return int(asked)
+    return STOPPED_BY_SIGNAL if agree.alone() else 0
 
 
 def _facts(config: ConfigDict) -> dict[str, str]:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ramen_jax.training import checkpoint, metrics
+from ramen_jax.training import checkpoint_files, metrics
 
 SECONDS = 240  # within which everything here must have ended, on a busy machine too
 
@@ -126,7 +126,7 @@ def test_sigterm_to_any_saves_one_step_and_the_run_goes_on_from_there(start, tmp
         group[number].send_signal(signal.SIGTERM)
     found = ends(group)
     assert [status for status, _, _ in found] == [0, 0], found
-    saved = max(checkpoint.steps_in(tmp_path / "checkpoints"))
+    saved = max(checkpoint_files.steps_in(tmp_path / "checkpoints"))
     assert 3 <= saved < 30
     assert all(f"done {saved} of 30" in out for _, out, _ in found)
     assert all(status == 0 for status, _, _ in ends(start()))

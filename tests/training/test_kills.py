@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ramen_jax.training import checkpoint, checkpoint_files, metrics
+from ramen_jax.training import checkpoint_files, metrics
 
 SMALL = (
     *("model.embed_dim=32", "model.depth=1", "model.num_heads=2", "model.decoder_embed_dim=16"),
@@ -32,7 +32,7 @@ def campaign(repository, folder, kind: str, kills: int, *overrides: str) -> None
     assert [(line["step"], line["loss"]) for line in killed] == [
         (line["step"], line["loss"]) for line in whole
     ], told
-    last = checkpoint.find(folder / "killed")
+    last = checkpoint_files.find(folder / "killed")
     assert int(last.name) == len(whole)
     assert checkpoint_files.compare(last) == ("", True)
     assert not (folder / "killed" / "training.lock").exists()

@@ -11,7 +11,7 @@ import pytest
 
 from ramen_jax import config as configuration
 from ramen_jax.console import UserError
-from ramen_jax.training import checkpoint, loop, metrics
+from ramen_jax.training import checkpoint, checkpoint_files, loop, metrics
 from ramen_jax.training.evaluators import LOSS, Validation
 from tests.training import toy
 
@@ -123,7 +123,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, what, overrides):
     job.program.model = Spoiling()
     with pytest.raises(UserError, match=r"not finite; the update was not applied"):
         loop.run(job, tmp_path)
-    saved = checkpoint.find(tmp_path)
+    saved = checkpoint_files.find(tmp_path)
     if what == "statistics":
         assert saved.name == "7"
     for step in saved.parent.iterdir():
