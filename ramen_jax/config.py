@@ -146,11 +146,10 @@ def default() -> ConfigDict:
     # kept besides the latest: lowest validation loss, else lowest training loss
     config.checkpoint.keep_best = 1
 
-    config.sharding = ConfigDict()
-    # devices per mesh axis; -1: all that the other two leave
-    config.sharding.data = -1
-    config.sharding.fsdp = 1
-    config.sharding.tensor = 1
+    # data, fsdp, tensor: devices per mesh axis, -1: all that the other two leave. slices: groups of devices that only
+    # the data-centre network joins (0: as many as TPUs tell; the number of processes is understood too); they divide
+    # the axis across_slices, "data" or "fsdp", the others stay within one.
+    config.sharding = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 0, "across_slices": "data"})
     # logical axis of the model -> mesh axis ("": replicated). storage: parameters and optimizer state between steps;
     # compute: parameters while a step uses them. Batch rows are always split over data x fsdp.
     config.sharding.storage = ConfigDict({"embed": "fsdp", "mlp": "tensor", "heads": "tensor", "layers": ""})

@@ -46,6 +46,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "checkpoint.every": (1, 2**31 - 1),
     "checkpoint.keep_latest": (1, 1_000_000),
     "checkpoint.keep_best": (0, 1_000_000),
+    "sharding.slices": (0, 1_000_000),
     "logging.every": (1, 2**31 - 1),
     "compile_cache.min_seconds": (0, 1_000_000_000),
 }
@@ -207,6 +208,7 @@ def validate(config: ConfigDict) -> None:
         dict(zip(("data", "fsdp", "tensor"), axes, strict=True)),
         "positive device counts for data, fsdp and tensor, one of them at most -1 (the rest)",
     )
+    _require_choice("sharding.across_slices", config.sharding.across_slices, ("data", "fsdp"))
     for mapping in ("storage", "compute"):
         for axis, target in config.sharding[mapping].items():
             _require_choice(f"sharding.{mapping}.{axis}", target, ("", "data", "fsdp", "tensor"))

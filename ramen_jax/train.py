@@ -3,6 +3,10 @@
 A workdir holds one run: its configuration, prepared corpora, checkpoints, metrics and what it ran on. Starting the
 same command again resumes from the newest complete checkpoint and ends with the same losses, bit for bit, as a run
 that was never interrupted.
+
+SIGTERM, to any of its processes, stops all of them: the state is saved at once and the exit status is 0, or what
+RAMEN_JAX_STOPPED_STATUS says. Others: 1 something is wrong with data, disks or other processes, 2 with how it was
+started.
 """
 
 from typing import Any

@@ -1,34 +1,37 @@
 """What the processes of a run decide together: one value, the same everywhere.
 
-Words go through JAX's coordination service, from host to host: they wait for no device, so a step under way hides them,
-and every wait has a name and a timeout. Each process must call these functions in the same order.
+Values go through JAX's coordination service, from host to host: they wait for no device, so a step under way hides
+them. Every wait has a name and a timeout, and says who is missing. Each process must call these functions in the same
+order. What must be heard at once, an error or a death, goes over the line (`line.py`).
 """
 
 import itertools
 import json
-import multiprocessing
-import os
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
-import numpy as np
 from jax._src import distributed  # the service has no public door; Orbax uses this one too
-from jax.experimental import multihost_utils
 
 from ramen_jax.console import DATA, UserError
+from ramen_jax.parallel import leaving, line, stopping
 
 PATIENCE = 600.0  # seconds that a process waits for the others by default
-GRACE = 8.0  # seconds that a process whose sibling has failed has to end by itself
+LONG = 6 * 3600.0  # where one of them may have to read terabytes first
+LATE = 60.0  # seconds of waiting after which it is told who is waited for
+GRACE = 5.0  # seconds that a process has to end by itself, with its own words, when another has failed
+NEWS = 1.0  # seconds after an error here in which the cause may be heard from elsewhere
 ROOM = "ramen_jax"
-FAILED = f"{ROOM}/failed"
 
 _calls = itertools.count()
+_line: line.Line | None = None
+_over = threading.Event()  # this process ends by itself
+_cause = threading.Event()  # why all must end has been heard from another
+_heard: line.Message = {}
 
 
 def alone() -> bool:
@@ -36,58 +39,91 @@ def alone() -> bool:
     return distributed.global_state.client is None
 
 
-def gather(name: str, value: Any, patience: float = PATIENCE) -> list[Any]:
-    """What every process gives (JSON), in their order. Alone: [value].
+def hold(ours: line.Line) -> None:
+    """The line that this process hears the others by from now on."""
+    global _line
+    _line = ours
+
+
+def combined(name: str, value: Any, combine: Callable[[list[Any]], Any], patience: float = PATIENCE) -> Any:
+    """combine([what every process gives, in their order]), computed by process 0. All JSON. Alone: combine([value]).
 
     Raises:
-        UserError: some process was not heard of within `patience` seconds; `name` says what was waited for.
+        UserError: some process did not come within `patience` seconds; `name` says what was waited for.
     """
     if alone():
-        return [value]
-    client, call = _client(), next(_calls)
-    key = f"{ROOM}/{call:012d}"
-    client.key_value_set(f"{key}/{_number():06d}", json.dumps(value))
+        return combine([value])
+    client, key = _client(), f"{ROOM}/{next(_calls):012d}"
+    client.key_value_set(f"{key}/from/{_number():06d}", json.dumps([name, value]))
+    over = threading.Event()
+    threading.Thread(target=_tell_late, args=(name, key, over), daemon=True).start()
     try:
         client.wait_at_barrier(f"{key} {name}", round(1000 * patience))
+        if _number() == 0:
+            values = [given for _, given in _given(key).values()]
+            client.key_value_set(f"{key}/all", json.dumps(combine(values)))
+        text = client.blocking_key_value_get(f"{key}/all", round(1000 * patience))
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"{name}: not all processes came within {patience:.0f} s ({str(error).splitlines()[0][:300]})",
-            DATA,
-        ) from error
-    found = [json.loads(text) for _, text in sorted(client.key_value_dir_get(f"{key}/"))]
-    if _number() == 0 and call >= 2:  # everybody has read the one before the last
-        client.key_value_delete(f"{ROOM}/{call - 2:012d}/")
+        raise UserError(f"{name}: {_who_is_missing(name, key)} within {patience:.0f} s", DATA) from error
+    finally:
+        over.set()
+    if _number() == 0 and (call := int(key[-12:])):  # everybody has read the one before
+        client.key_value_delete(f"{ROOM}/{call - 1:012d}/")
+    return json.loads(text)
+
+
+def gather(name: str, value: Any, patience: float = PATIENCE) -> list[Any]:
+    """What every process gives (JSON), in their order; errors as `combined`."""
+    found: list[Any] = combined(name, value, list, patience)
     return found
 
 
-@contextmanager
-def failing_together() -> Iterator[None]:
-    """An error that leaves this block in one process is told by all of them, and ends them all within seconds.
+def from_primary(name: str, value: Any, patience: float = PATIENCE) -> Any:
+    """What process 0 gives (JSON); the others' is not looked at. Errors as `combined`."""
+    return combined(name, value, lambda values: values[0], patience)
 
-    A process that waits on a device for one that has failed cannot be woken: it is ended after GRACE seconds.
-    """
-    if alone():
-        yield
-        return
-    client, over = _client(), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(client, over), daemon=True)
-    watcher.start()
+
+def first_trouble(name: str, here: bool, patience: float = PATIENCE) -> int:
+    """Number of the first process that is in trouble, -1 when none is. Errors as `combined`."""
+    found: int = combined(name, here, lambda values: values.index(True) if True in values else -1, patience)
+    return found
+
+
+def together(name: str, patience: float = PATIENCE) -> None:
+    """Waits until every process is here. Errors as `combined`."""
+    combined(name, None, lambda values: None, patience)
+
+
+def stop_asked(name: str) -> bool:
+    """Whether any process has been asked to stop. Errors as `combined`."""
+    asked: bool = combined(name, stopping.asked(), any)
+    return asked
+
+
+def _given(key: str) -> dict[int, tuple[str, Any]]:
+    """Process -> (what it is at, what it gave), of one call."""
+    found = _client().key_value_dir_get(f"{key}/from/")
+    return {int(path.rpartition("/")[2]): tuple(json.loads(text)) for path, text in sorted(found)}
+
+
+def _who_is_missing(name: str, key: str) -> str:
+    """`process 2 did not come`, or where it is instead."""
     try:
-        yield
-    except Exception as error:
-        code = getattr(error, "code", DATA)
-        said = {"process": _number(), "error": str(error) or type(error).__name__, "code": code}
-        first = client.key_value_increment(f"{FAILED}/count", 1) == 1
-        if first:
-            client.key_value_set(f"{FAILED}/first", json.dumps(said))
-        over.set()
-        if not isinstance(error, UserError) or "--debug" in sys.argv:
-            traceback.print_exc()
-        _say(f"error: {error}")
-        # Orderly ends wait for collectives that will never come, so this one is not orderly.
-        _leave(client, code)
-    finally:
-        over.set()
+        given = _given(key)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        return f"the coordinator, process 0, could not be asked ({str(error).splitlines()[0][:200]}): not all came"
+    elsewhere = sorted({at for at, _ in given.values() if at != name})
+    missing = [n for n in range(distributed.global_state.num_processes) if n not in given]
+    told = [f"{line.processes(missing)} did not come"] if missing else []
+    told += [f"{line.processes([n for n in given if given[n][0] == at])} came to '{at}'" for at in elsewhere]
+    return " and ".join(told) or "not all processes could go on"
+
+
+def _tell_late(name: str, key: str, over: threading.Event) -> None:
+    if not over.wait(LATE):
+        leaving.say(
+            f"waiting for the others at '{name}' since {LATE:.0f} s: {_who_is_missing(name, key)} yet"
+        )
 
 
 def _client() -> Any:
@@ -99,53 +135,63 @@ def _number() -> int:
     return distributed.global_state.process_id
 
 
-def _watch(client: Any, over: threading.Event) -> None:
-    """Ends this process GRACE seconds after another has failed, if it does not end by itself."""
-    while not over.wait(0.5):
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error that leaves this block in one process is told by all of them, and ends them all within seconds.
+
+    Others hear of it at once. One that waits on a device or a disk cannot be woken: it is ended after GRACE seconds.
+    """
+    ours = _line
+    if ours is None:
+        yield
+        return
+    with leaving.giving_back(ours.close), _stopping_together(ours):
         try:
-            said = json.loads(client.key_value_try_get(f"{FAILED}/first"))
-        except (jax.errors.JaxRuntimeError, ValueError):  # nobody has failed
-            continue
-        if over.wait(GRACE):
-            return
-        _say(f"error: process {said['process']} failed: {said['error']}")
-        _leave(client, said["code"])
+            yield
+        except Exception as error:
+            _end_by(error, ours)
+        _over.set()
+        ours.close()
 
 
-def _leave(client: Any, code: int) -> None:
-    """Ends this process, once the others are as far or GRACE seconds have passed; process 0, the coordinator, last."""
-    try:
-        client.wait_at_barrier(f"{ROOM} leaving", round(2000 * GRACE))
-    except jax.errors.JaxRuntimeError:
-        _say("some processes did not end with this one")
-    if _number() == 0:
-        time.sleep(0.5)
-    for worker in multiprocessing.active_children():
-        worker.terminate()
-    sys.stdout.flush()
-    os._exit(code)
+@contextmanager
+def _stopping_together(ours: line.Line) -> Iterator[None]:
+    def early() -> None:
+        ours.tell(line.STOPPED)
+        leaving.leave(stopping.status(), stopping.EARLY)
+
+    with stopping.listening() as stop:
+        stop.early = early
+        yield
 
 
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+def _end_by(error: Exception, ours: line.Line) -> None:
+    """The end of this process by an error, which may be no more than what another's death looks like from here."""
+    if _cause.wait(NEWS) and not (_heard["what"] == line.FAILED and isinstance(error, UserError)):
+        threading.Event().wait()  # `hear` ends this process and says why
+    code = getattr(error, "code", DATA)
+    ours.tell(line.FAILED, error=str(error) or type(error).__name__, code=code)
+    _over.set()
+    if not isinstance(error, UserError) or "--debug" in sys.argv:
+        traceback.print_exc()
+    leaving.leave(code, f"error: {error}")
 
 
-def from_primary(value: int) -> int:
-    """The value that process 0 gives; the others' are not looked at. Alone: the value itself."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def first_trouble(here: bool) -> int:
-    """Number of the first process that is in trouble, -1 when none is."""
-    if jax.process_count() == 1:
-        return 0 if here else -1
-    troubled = np.flatnonzero(multihost_utils.process_allgather(np.int32(here)))
-    return int(troubled[0]) if troubled.size else -1
-
-
-def together(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def hear(message: line.Message) -> None:
+    """Ends this process for what another says or for its death, if it does not end by itself."""
+    global _heard
+    if _cause.is_set():
+        return
+    _heard = message
+    _cause.set()
+    who = f"process {message['process']}"
+    if message["what"] == line.STOPPED:
+        leaving.leave(stopping.status(), f"{who} was {stopping.EARLY}")
+    if message["what"] == line.GONE:
+        leaving.leave(
+            DATA,
+            f"error: {who} is gone without a word: it was killed, or its machine failed; the others end too, and the "
+            "same command goes on from the newest checkpoint",
+        )
+    if not _over.wait(GRACE):
+        leaving.leave(int(message["code"]), f"error: {who} failed: {message['error']}")

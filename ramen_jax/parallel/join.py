@@ -5,36 +5,25 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID  anywhere, all three
 --coordinator, --processes, --process-id                    anywhere, all three; they go before the environment
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import signal
-import socket
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+from jax._src import clusters  # what `jax.distributed.initialize` asks itself
 
-from ramen_jax.console import DATA, USAGE, UserError
-from ramen_jax.parallel import agree
+from ramen_jax.console import DATA, USAGE, UserError, one_line
+from ramen_jax.parallel import agree, line, stopping
+from ramen_jax.parallel.line import Place
 
 TIMEOUT = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
+MEETING = 60  # seconds for JAX's own joining, once all are there
 SHUTDOWN = 20  # seconds that a process which is done waits for the others
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--processes", "--process-id")
-
-
-class Place(NamedTuple):
-    """Where a process stands among those of its run."""
-
-    coordinator_address: str  # HOST:PORT of process 0, as all the others reach it
-    num_processes: int
-    process_id: int  # from 0
 
 
 def place_of(flags: tuple[str, str, str], environment: Mapping[str, str]) -> Place | None:
@@ -77,69 +66,47 @@ def join(flags: tuple[str, str, str] = ("", "", ""), timeout: int = TIMEOUT) -> 
     """Joins the other processes; before anything else that uses devices.
 
     Raises:
-        UserError: nothing says who the others are, or they were not reached within `timeout` seconds.
+        UserError: nothing says who the others are, or they did not all come within `timeout` seconds (see `line.meet`).
     """
-    place = place_of(flags, os.environ)
-    options: dict[str, Any] = (
-        {} if place is None else {**place._asdict(), "cluster_detection_method": "deactivate"}
-    )
-    met = threading.Event()
-    threading.Thread(target=_give_up, args=(place, timeout, met), daemon=True).start()
+    place, local_devices = place_of(flags, os.environ), None
+    if place is None:
+        place, local_devices = _place_in_cluster(timeout)
+    ours = line.meet(place, timeout, agree.hear)
     try:
         jax.distributed.initialize(
-            **options,
-            initialization_timeout=timeout + 60,  # JAX aborts by then; `_give_up` speaks before
+            **place._asdict(),
+            local_device_ids=local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=MEETING,  # all are there
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=SHUTDOWN,
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"no cluster was found to join ({error}); under Slurm, Open MPI, GKE and TPU it is found by itself, "
-            f"elsewhere set {', '.join(VARIABLES)} or give {', '.join(FLAGS)}",
-            USAGE,
-        ) from error
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:400]
-        raise UserError(f"the processes could not be joined{_named(place)}: {reason}", DATA) from error
+    except (RuntimeError, ValueError) as error:
+        reason = one_line(str(error), 400)
+        raise UserError(f"process {place.process_id} could not join the others: {reason}", DATA) from error
     finally:
-        met.set()
-    # JAX swallows SIGTERM from here on; until the training handles it, it must end the process as ever.
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+        stopping.listen_again()  # JAX listens to SIGTERM from here on, and would swallow it
+    agree.hold(ours)
 
 
-def _give_up(place: Place | None, timeout: int, met: threading.Event) -> None:
-    """Ends this process, with a sentence, when the others have not come in time: JAX would abort it with a dump."""
-    if met.wait(timeout):
-        return
-    if place is None:
-        who = "some process of this cluster job did not start"
-    elif place.process_id == 0:
-        last = place.num_processes - 1
-        who = f"at least one of processes 1 to {last} did not come" if last > 1 else "process 1 did not come"
-    elif _answers(place.coordinator_address):
-        who = "process 0 answers, so another process did not come"
-    else:
-        who = f"process 0 does not answer at {place.coordinator_address}"
-    print(
-        f"error: the processes did not meet within {timeout} s{_named(place)}: {who}",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(DATA)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
+def _place_in_cluster(timeout: int) -> tuple[Place, Sequence[int] | None]:
+    """The place that Slurm, Open MPI, Kubernetes or a TPU's machines give, and the devices that are this process's."""
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def _named(place: Place | None) -> str:
-    return f" (process {place.process_id} of {place.num_processes})" if place else ""
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get(VARIABLES[0]), None, None, None, None, timeout
+        )
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        found, told = (None, None, None, None), f" ({one_line(str(error))})"
+    else:
+        told = ""
+    address, processes, process, devices = found
+    if address is None or processes is None or process is None:
+        raise UserError(
+            f"no cluster was found to join{told}; under Slurm, Open MPI, GKE and TPU it is found by itself, elsewhere "
+            f"set {', '.join(VARIABLES)} or give {', '.join(FLAGS)}",
+            USAGE,
+        )
+    return Place(address, int(processes), int(process)), devices
 
 
 def require_same(facts: Mapping[str, str]) -> None:
@@ -147,11 +114,12 @@ def require_same(facts: Mapping[str, str]) -> None:
     if agree.alone():
         return
     text = json.dumps(facts, sort_keys=True)
-    hashes = agree.gather("comparing configurations", hashlib.sha256(text.encode()).hexdigest())
-    if len(set(hashes)) == 1:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if agree.combined("comparing configurations", digest, lambda digests: len(set(digests)) == 1):
         return
-    everyone = agree.gather("comparing configurations in detail", dict(facts))
-    lines = list(_differences(everyone))
+    lines = agree.combined(
+        "comparing configurations in detail", dict(facts), lambda everyone: list(_differences(everyone))
+    )
     if lines:
         shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise UserError(f"the processes of this run differ, expected the same in all:\n  {shown}", USAGE)
@@ -163,11 +131,6 @@ def _differences(everyone: list[dict[str, str]]) -> Iterator[str]:
         for process, facts in enumerate(everyone):
             holders.setdefault(facts.get(key, "nothing"), []).append(process)
         if len(holders) > 1:
-            yield f"{key}: " + ", ".join(f"{value} in {_who(who)}" for value, who in holders.items())
-
-
-def _who(processes: list[int]) -> str:
-    if len(processes) == 1:
-        return f"process {processes[0]}"
-    shown = ", ".join(map(str, processes[:8])) + (", ..." if len(processes) > 8 else "")
-    return f"processes {shown}"
+            yield f"{key}: " + ", ".join(
+                f"{value} in {line.processes(who)}" for value, who in holders.items()
+            )

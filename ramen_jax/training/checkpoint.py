@@ -44,6 +44,25 @@ def quiet_libraries() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+class _Manager(ocp.CheckpointManager):
+    """One that tells of a failed save at once.
+
+    Orbax tells after all processes have met at the end of the save, where the others wait for the one that failed.
+
+    Attributes:
+        failure: what went wrong in the background, None while nothing did.
+    """
+
+    failure: BaseException | None = None
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
 class Loaded(NamedTuple):
     """A checkpoint read for use, without its optimizer."""
 
@@ -78,10 +97,10 @@ class Checkpoints:
         self._pending: int | None = None
         self._listing: threading.Thread | None = None
         self._not_listed: str = ""
-        self._manager: ocp.CheckpointManager | None = None  # made at the first save: it may delete
+        self._manager: _Manager | None = None  # made at the first save: it may delete
         quiet_libraries()
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> _Manager:
         policies = ocp.checkpoint_managers
         latest, best = self.keep
         self._set_aside()
@@ -98,7 +117,7 @@ class Checkpoints:
             best_mode="min",
             create=True,
         )
-        return ocp.CheckpointManager(self.folder, options=options, item_names=(*ARRAYS, "meta"))
+        return _Manager(self.folder, options=options, item_names=(*ARRAYS, "meta"))
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were completed, oldest first."""
@@ -112,7 +131,7 @@ class Checkpoints:
         """
         self.wait()
         # What is there and what is damaged is process 0's to say: the others have not looked.
-        if agree.from_primary(int(step in self.steps() and step not in self._unusable)):
+        if agree.from_primary("saving", step in self.steps() and step not in self._unusable):
             return
         if self.failed:
             self._remove_unfinished()
@@ -131,7 +150,7 @@ class Checkpoints:
         if (
             self._pending is not None
             and self._manager is not None
-            and not self._manager.is_saving_in_progress()
+            and (self._manager.failure or not self._manager.is_saving_in_progress())
         ):
             self._end_save()
 
@@ -161,15 +180,17 @@ class Checkpoints:
             UserError: every checkpoint is damaged; one that differs in any of the above, or in tree, shape or dtype
                 (differences are listed); one that is whole and could not be restored (memory, disk). Nothing is moved.
         """
-        chosen = agree.from_primary(self._newest_whole() if jax.process_index() == 0 else 0)
+        # Process 0 looks for all, and once: what each of them saw for itself might not be the same.
+        found = [self._newest_whole(), self.failed] if jax.process_index() == 0 else None
+        chosen, self.failed = agree.from_primary("choosing the checkpoint", found, agree.LONG)
         if chosen == NOTHING:
             return None
         if chosen == UNREADABLE:
-            raise UserError(self.failed or f"no checkpoint in {self.folder} can be used", DATA)
+            raise UserError(self.failed, DATA)
         folder = self.folder / str(chosen)
         try:
-            found = _restore_json(folder / "meta")
-            refuse_differences(folder, found, {"tree": describe_tree(abstract), **meta})
+            there = _restore_json(folder / "meta")
+            refuse_differences(folder, there, {"tree": describe_tree(abstract), **meta})
             arrays = {item: _restore_arrays(folder / item, getattr(abstract, item)) for item in ARRAYS}
         except UserError:
             raise
@@ -182,7 +203,7 @@ class Checkpoints:
             ) from error
         place = abstract.step.sharding
         step, alive = jax.device_put(jnp.int32(chosen), place), jax.device_put(jnp.bool_(True), place)
-        return State(step, alive, *(arrays[item] for item in ARRAYS)), found
+        return State(step, alive, *(arrays[item] for item in ARRAYS)), there
 
     def _newest_whole(self) -> int:
         """Step of the newest checkpoint that is what was written, NOTHING, or UNREADABLE (with `failed` saying why)."""
@@ -216,6 +237,10 @@ class Checkpoints:
             return
         step = self._pending
         try:
+            while self._manager.is_saving_in_progress():
+                if self._manager.failure is not None:
+                    raise self._manager.failure
+                time.sleep(0.005)
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             if not (self.folder / str(step)).is_dir():
@@ -297,8 +322,12 @@ def _restore_arrays(folder: Path, abstract: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    # Where it happened comes first, and may be long; why comes last.
+    text = lines[0] if len(lines[0]) <= 400 else f"{lines[0][:190]} ... {lines[0][-190:]}"
+    return f"{type(error).__name__}: {text}"
 
 
 def refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -9,10 +9,21 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from ramen_jax.parallel import agree
 from ramen_jax.rows.pipeline import StepBatch
 from ramen_jax.training.program import Program
 
 LOSS = "validation/loss"  # ranks checkpoints where there is one
+
+
+class Stopped(Exception):
+    """A measurement was left unfinished, in all processes: one of them has been asked to stop."""
+
+
+def stop_here(name: str) -> None:
+    """Raises Stopped where any process has been asked to stop; each must come here equally often."""
+    if agree.stop_asked(name):
+        raise Stopped
 
 
 class Evaluator(Protocol):
@@ -25,7 +36,7 @@ class Evaluator(Protocol):
     every: int
 
     def run(self, params: Any, statistics: Any, step: int) -> Mapping[str, float]:
-        """Numbers by name, as they go to metrics.jsonl and TensorBoard."""
+        """Numbers by name, as they go to metrics.jsonl and TensorBoard. May raise Stopped, see `stop_here`."""
 
 
 class Validation:
@@ -44,6 +55,7 @@ class Validation:
     def run(self, params: Any, statistics: Any, step: int) -> dict[str, float]:
         totals: dict[str, dict[str, np.ndarray]] = {}  # corpus -> modality -> (sum of errors, count)
         for batch in self._batches():
+            stop_here("validation")
             evaluation = self.program.evaluation(batch.corpus)
             rows = self.program.place(batch.corpus, batch.rows, "evaluation")
             sums, counts = jax.device_get(evaluation(params, statistics, rows))

@@ -190,7 +190,7 @@ def verify(sources: Mapping[str, Prepared]) -> None:
         verify_files(mine, "verifying the prepared corpora")
     except (ValueError, OSError) as error:
         told = str(error)
-    troubled = agree.first_trouble(bool(told))
+    troubled = agree.first_trouble("verifying the prepared corpora", bool(told), agree.LONG)
     if troubled >= 0:
         raise UserError(told or f"a prepared corpus is damaged; process {troubled} says which file", DATA)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ramen_jax.console import DATA, UserError, duration
+from ramen_jax.parallel import leaving
 
 LOCK = "training.lock"
 BEAT, STALE = 10.0, 90.0  # seconds
@@ -32,7 +33,8 @@ def held(folder: Path, note: Callable[[str], None] = print) -> Iterator["Lock"]:
     """
     lock = Lock(folder / LOCK, note)
     try:
-        yield lock
+        with leaving.giving_back(lock.release):
+            yield lock
     finally:
         lock.release()
 

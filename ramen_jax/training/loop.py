@@ -1,13 +1,14 @@
 """The loop around the step: data in, metrics out, checkpoints, resume, and the reasons to stop.
 
-Order within an iteration, which resume depends on: take the batch of step n, dispatch step n, read the metrics of
-step n - 1, decide, and only then run what is due (having read those of step n as well). The batch of a step is a
-function of its number, so nothing about the data needs saving.
+Order within an iteration, which resume depends on: take the batch of step n, decide, dispatch step n, read the metrics
+of step n - 1, and only then run what is due (having read those of step n as well). The batch of a step is a function of
+its number, so nothing about the data needs saving.
+
+A signal to stop is acted upon between two steps and between two batches of a validation: the state is saved before
+anything else, and what was being measured is left out.
 """
 
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
@@ -21,12 +22,12 @@ import numpy as np
 from ramen_jax import config as configuration
 from ramen_jax import console
 from ramen_jax.console import DATA, UserError
-from ramen_jax.parallel import agree
+from ramen_jax.parallel import agree, stopping
 from ramen_jax.parallel.mesh import replicated
 from ramen_jax.rows.pipeline import StepBatch
 from ramen_jax.training import checkpoint, initial, lock, workdir
-from ramen_jax.training.bad_samples import BadSamples
-from ramen_jax.training.evaluators import LOSS, Evaluator
+from ramen_jax.training.bad_samples import FILES, BadSamples
+from ramen_jax.training.evaluators import LOSS, Evaluator, Stopped, stop_here
 from ramen_jax.training.metrics import Clock, Metrics
 from ramen_jax.training.profile import Profile
 from ramen_jax.training.program import Program
@@ -63,10 +64,21 @@ class Hook(NamedTuple):
 
 
 class Signs(NamedTuple):
-    """What a process has noticed by the end of a step and all of them must act on together."""
+    """What a process has noticed by the beginning of a step, or all of them together, and all must act on."""
 
     stop: bool  # SIGTERM has come
     problem: str  # why the run cannot go on, "" when it can
+    seen: int = 0  # samples of the step
+    bad: int = 0  # of these, left out
+
+
+def of_all(signs: Sequence[Sequence[Any]]) -> Signs:
+    """The signs of all processes as one."""
+    each = [Signs(*one) for one in signs]
+    told = [f"process {number}: {one.problem}" for number, one in enumerate(each) if one.problem]
+    problem = each[0].problem if len(each) == 1 else "; ".join(told)
+    seen, bad = sum(one.seen for one in each), sum(one.bad for one in each)
+    return Signs(any(one.stop for one in each), problem, seen, bad)
 
 
 class Decision(Enum):
@@ -95,12 +107,12 @@ def run(job: Job, folder: Path) -> Outcome:
     """
     workdir.check(job.program.config, folder)
     workdir.make(folder)
-    stopping = threading.Event()
-    with _alone(folder) as mine, _on_sigterm(stopping.set):
+    workdir.require_shared(folder)
+    with stopping.listening() as stop, _alone(folder) as mine:
         workdir.claim(
             job.program.config, folder
         )  # under the lock: of two that begin here, one is told of the other
-        return _Run(folder, job, stopping, mine).train()
+        return _Run(folder, job, stop, mine).train()
 
 
 @contextmanager
@@ -113,29 +125,16 @@ def _alone(folder: Path) -> Iterator[lock.Lock | None]:
                 mine = stack.enter_context(lock.held(folder, _print))
             except (OSError, UserError) as error:
                 told = error
-        if agree.first_trouble(told is not None) >= 0:
+        if agree.first_trouble("locking the workdir", told is not None) >= 0:
             raise told or UserError(f"workdir {folder} could not be locked; process 0 says why", DATA)
         yield mine
-
-
-@contextmanager
-def _on_sigterm(call: Callable[[], None]) -> Iterator[None]:
-    """`call` instead of the end of the process. Signals can be handled in the main thread alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: call())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class _Run:
     """One process's work on a run."""
 
-    def __init__(self, folder: Path, job: Job, stopping: threading.Event, mine: lock.Lock | None) -> None:
-        self.folder, self.job, self.stopping, self.lock = folder, job, stopping, mine
+    def __init__(self, folder: Path, job: Job, stop: stopping.Stop, mine: lock.Lock | None) -> None:
+        self.folder, self.job, self.stop, self.lock = folder, job, stop, mine
         self.program, self.config = job.program, job.program.config
         self.primary = jax.process_index() == 0
         self.pending: tuple[StepBatch, Any] | None = None  # dispatched, metrics not read yet
@@ -160,7 +159,8 @@ class _Run:
         if start >= end:
             self.checkpoints.close()
             return Outcome(start, start >= job.steps, self.last_loss)
-        self.samples = BadSamples(self.folder / "bad_samples.jsonl", config.data.max_bad_share, saved)
+        listed = FILES.replace("*", "" if self.primary else f"_process{jax.process_index()}")
+        self.samples = BadSamples(self.folder / listed, config.data.max_bad_share, saved)
         self.clock = Clock(self.program.mesh.size, jax.devices()[0].device_kind, saved)
         if self.primary:
             workdir.describe_run(self.folder, self.program)
@@ -206,11 +206,16 @@ class _Run:
     def iterate(self, state: State, start: int, end: int) -> int:
         """Steps `start` to `end` - 1. Returns the number of steps done, which is less after SIGTERM."""
         hooks, profile = self.hooks(), Profile(self.config.logging.profile_steps, self.folder)
-        step, alone = start, jax.process_count() == 1
+        step = start
+        self.stop.begin_steps()
         for batch in self.clock.waiting(self.job.batches(start)):
             step = batch.step
-            self.problem = self.problem or self.samples.count(batch) or (self.lock.lost if self.lock else "")
-            stop = not alone and self.agreed(state, step)
+            decision = decide(self.signs(batch), step, end)
+            if decision is Decision.STOP:
+                self.stop_after(state, step)
+                break
+            if decision is Decision.FAIL:
+                self.fail(state)
             profile.before(step)
             if step in self.config.train.skip_steps:
                 state = state._replace(step=self.place(np.int32(step + 1)))
@@ -222,31 +227,37 @@ class _Run:
                 self.pending = (batch, metrics)
             step += 1
             profile.after(step, state)
-            stop = stop or (alone and self.stopping.is_set())
-            last = step >= end or stop
-            due = [hook for hook in hooks if hook.due(step, last)]
+            due = [hook for hook in hooks if hook.due(step, step >= end)]
             if due:
                 self.read_pending()  # what is not finite must be neither measured nor saved
-            decision = decide(Signs(stop, self.problem), step, end)
-            if decision is Decision.FAIL:
-                self.fail(state)
-            for hook in hooks[-1:] if decision is Decision.STOP else due:
-                hook.run(state, step)
+                if self.problem:
+                    self.fail(state)
+            try:
+                for hook in due:
+                    hook.run(state, step)
+            except Stopped:
+                self.stop_after(state, step)
+                break
             self.checkpoints.poll()
-            if decision is not Decision.GO_ON:
+            if step >= end:
                 break
         return step
 
-    def agreed(self, state: State, step: int) -> bool:
-        """Whether any process has been asked to stop. Ends the run, in all, where any has a problem."""
-        everyone = agree.gather(f"step {step}", Signs(self.stopping.is_set(), self.problem))
-        signs = [Signs(*each) for each in everyone]
-        self.problem = "; ".join(
-            f"process {number}: {each.problem}" for number, each in enumerate(signs) if each.problem
-        )
+    def signs(self, batch: StepBatch) -> Signs:
+        """What all processes have noticed; the samples of all are counted in each."""
+        seen, bad = self.samples.listed(batch)
+        lost = self.lock.lost if self.lock else ""
+        mine = Signs(self.stop.asked.is_set(), self.problem or lost, seen, bad)
+        signs = Signs(*agree.combined(f"step {batch.step}", mine, of_all))
+        self.problem = signs.problem or self.samples.count(signs.seen, signs.bad)
+        return signs._replace(problem=self.problem)
+
+    def stop_after(self, state: State, step: int) -> None:
+        """Saves, after `step` steps, before anything else."""
+        self.read_pending()
         if self.problem:
             self.fail(state)
-        return any(each.stop for each in signs)
+        self.save(state, step)
 
     def read_pending(self) -> None:
         """Reads and logs the metrics of the step dispatched before, and judges them."""
@@ -288,6 +299,8 @@ class _Run:
         )
 
     def measure(self, evaluator: Evaluator, state: State, step: int) -> None:
+        """Raises Stopped, in all processes, where any has been asked to stop."""
+        stop_here("measuring")
         values = evaluator.run(state.params, state.statistics, step)
         if values:
             self.metrics.write(step - 1, values, board=True)

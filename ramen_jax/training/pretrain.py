@@ -9,12 +9,9 @@ from ml_collections import ConfigDict
 
 import ramen_jax
 from ramen_jax import config as configuration
-from ramen_jax.parallel import agree, join
+from ramen_jax.parallel import agree, join, stopping
 from ramen_jax.training import checkpoint, experiment, initial, loop, workdir
 from ramen_jax.training.evaluators import Evaluator
-
-STOPPED_BY_SIGNAL = 143
-STOPPED_VARIABLE = "RAMEN_JAX_STOPPED_STATUS"
 
 
 def no_probes(config: ConfigDict) -> list[Evaluator]:
@@ -28,16 +25,17 @@ def run(
     others: tuple[str, str, str] | None = None,
     probes: Callable[[ConfigDict], list[Evaluator]] = no_probes,
 ) -> int:
-    """Trains in the workdir `folder`. Returns the exit status.
+    """Trains in the workdir `folder`. Returns the exit status; for that after SIGTERM see `stopping.status`.
 
     Args:
         others: None to train alone; else the other processes are joined first, see `join.join`.
         probes: gives the evaluators of config.evaluators, which are of a room above this one.
     """
-    if others is not None:
-        join.join(others)
-    with agree.failing_together():
-        return _train(config, folder, probes)
+    with stopping.listening():
+        if others is not None:
+            join.join(others)
+        with agree.failing_together():
+            return _train(config, folder, probes)
 
 
 def _train(config: ConfigDict, folder: str, probes: Callable[[ConfigDict], list[Evaluator]]) -> int:
@@ -58,22 +56,11 @@ def _train(config: ConfigDict, folder: str, probes: Callable[[ConfigDict], list[
         if outcome.complete:
             print(f"training complete: {outcome.step} steps, in {path}")
         else:
+            why = "by SIGTERM " if outcome.signalled else ""
             print(
-                f"stopped after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
+                f"stopped {why}after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
             )
-    return stopped_status() if outcome.signalled else 0
-
-
-def stopped_status() -> int:
-    """What a run that SIGTERM stopped ends with. Of several processes 0, unless the launcher says what it looks for.
-
-    Some launchers take any other status for a failure and kill the processes that still end; others (Kubernetes)
-    take 0 for the end of the work.
-    """
-    asked = os.environ.get(STOPPED_VARIABLE, "")
-    if asked.isdecimal() and int(asked) < 256:
-        return int(asked)
-    return STOPPED_BY_SIGNAL if agree.alone() else 0
+    return stopping.status() if outcome.signalled else 0
 
 
 def _facts(config: ConfigDict) -> dict[str, str]:

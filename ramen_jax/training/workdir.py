@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import jax
@@ -14,10 +15,12 @@ import ramen_jax
 from ramen_jax import config as configuration
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.documents import read_json_object
-from ramen_jax.parallel import rules
+from ramen_jax.parallel import agree, rules
+from ramen_jax.parallel.line import processes
 from ramen_jax.training import checkpoint, metrics
 from ramen_jax.training.program import Program
 
+APPEARS = 5.0  # seconds
 REMAINS = ("checkpoints_damaged", "checkpoint_files", checkpoint.SAVED)
 
 
@@ -54,6 +57,48 @@ def make(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror or error}", DATA) from None
+
+
+def require_shared(workdir: Path) -> None:
+    """UserError, in every process, unless all of them see the same folder: each leaves a file and looks for others'."""
+    if agree.alone():
+        return
+    token = agree.from_primary("looking at the workdir", uuid.uuid4().hex)
+    mine = workdir / f".seen_{token}_{jax.process_index()}"
+    try:
+        mine.write_text(token)
+        agree.together("writing to the workdir")
+        others = range(jax.process_count()) if jax.process_index() == 0 else [0]
+        # Who sees process 0 and is seen by it shares the workdir with everybody.
+        unseen = [n for n in others if not _appears(workdir / f".seen_{token}_{n}", token)]
+        found = agree.combined("looking at the workdir", unseen, _strangers)
+    finally:
+        mine.unlink(missing_ok=True)
+    if found:
+        raise UserError(
+            f"workdir {workdir} is not the same folder in process 0 and in {processes(found)}; give one that all hosts "
+            "share",
+            USAGE,
+        )
+
+
+def _strangers(unseen: list[list[int]]) -> list[int]:
+    """Processes that process 0 does not see, or that do not see it."""
+    return sorted({*unseen[0], *(number for number, others in enumerate(unseen) if number and others)})
+
+
+def _appears(path: Path, content: str) -> bool:
+    """Whether a file is there, which a network file system may take seconds to show."""
+    deadline = time.monotonic() + APPEARS
+    while True:
+        try:
+            if path.read_text() == content:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
 
 
 def claim(config: ConfigDict, workdir: Path) -> None:

@@ -1,20 +1,31 @@
 """One process of a training of the toy: `python -m tests.parallel.toy_process WORKDIR [key=value ...]`.
 
-What goes wrong in which process comes from the environment: BAD_IN, RAISES_IN, FULL_DISK_IN name a process.
+What goes wrong in which process comes from the environment, as a number of a process:
+
+BAD_IN         its samples cannot be used            RAISES_IN      its data raises
+FULL_DISK_IN   no file of it grows any more          LATE_DISK_IN   its save fails after the step that began it
+BLIND_IN       it sees no checkpoint                 OWN_WORKDIR    this process has one to itself
+SLOW           "validating", "compiling" or "saving" takes long, in SLOW_IN, or in all where that is not given
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from ramen_jax import config as configuration
 from ramen_jax import console
-from ramen_jax.parallel import agree, join
+from ramen_jax.parallel import agree, join, stopping
 from ramen_jax.training import checkpoint, loop
+from ramen_jax.training.evaluators import Validation
+from ramen_jax.training.program import Program
 from tests.training import toy
 
 
@@ -29,30 +40,58 @@ def broken_at_twelve(batches):
         yield batch
 
 
-def full_disk(*arguments, **options):
+def full_disk(manager):
     raise OSError(28, "No space left on device")
+
+
+def slowed(what: Callable[..., Any], name: str, seconds: float = 0.5) -> Callable[..., Any]:
+    """`what`, after it has said its name and slept."""
+
+    def slow(*arguments, **options):
+        print(name, flush=True)
+        time.sleep(seconds)
+        return what(*arguments, **options)
+
+    return slow
 
 
 def train() -> int:
     settings = toy.config(*sys.argv[2:])
     join.require_same({f"config.{key}": repr(value) for key, value in configuration.flat(settings)})
-    job = toy.job(settings, bad=tuple(range(5, 30)) if here("BAD_IN") else ())
+    steps = int(os.environ.get("TOY_STEPS", "30"))
+    job = toy.job(settings, steps, bad=tuple(range(5, 30)) if here("BAD_IN") else ())
+    slow = os.environ.get("SLOW", "") if here("SLOW_IN") or "SLOW_IN" not in os.environ else ""
+    if slow == "validating":
+        held_out = toy.job(settings)
+        rows = slowed(lambda: next(iter(held_out.batches(0))), slow)
+        job = job._replace(evaluators=[Validation(job.program, 4, lambda: (rows() for _ in range(50)))])
+    if slow == "compiling":
+        Program.compile = slowed(Program.compile, slow, 60.0)
+    if slow == "saving":
+        manager = checkpoint.ocp.CheckpointManager
+        manager.is_saving_in_progress = slowed(manager.is_saving_in_progress, slow)
     if here("RAISES_IN"):
         inner = job.batches
         job = job._replace(batches=lambda start: broken_at_twelve(inner(start)))
     if here("FULL_DISK_IN"):
-        checkpoint.ocp.CheckpointManager.save = full_disk
-    outcome = loop.run(job, Path(sys.argv[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    if here("LATE_DISK_IN"):
+        checkpoint.ocp.CheckpointManager.check_for_errors = full_disk
+    if here("BLIND_IN"):
+        checkpoint.Checkpoints.steps = lambda self: []
+    workdir = Path(sys.argv[1] + os.environ.get("OWN_WORKDIR", ""))
+    outcome = loop.run(job, workdir)
     agree.together("the end")
     print(f"done {outcome.step} of {job.steps}", flush=True)
     return 0
 
 
 def run() -> int:
-    if "JAX_NUM_PROCESSES" in os.environ:
-        join.join(timeout=240)
-    with agree.failing_together():
-        return train()
+    with stopping.listening():
+        if "JAX_NUM_PROCESSES" in os.environ:
+            join.join(timeout=int(os.environ.get("MEETING", "60")))
+        with agree.failing_together():
+            return train()
 
 
 if __name__ == "__main__":

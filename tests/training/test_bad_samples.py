@@ -21,7 +21,7 @@ def batch(step: int, bad: int) -> StepBatch:
 def run(samples: BadSamples, bad: list[int]) -> tuple[int, str]:
     """(steps done, why the run stopped)."""
     for step, count in enumerate(bad):
-        told = samples.count(batch(step, count))
+        told = samples.count(*samples.listed(batch(step, count)))
         if told:
             return step, told
     return len(bad), ""
@@ -50,6 +50,6 @@ def test_the_first_ones_are_free_and_the_count_survives_an_interruption(tmp_path
     samples = BadSamples(tmp_path / "bad.jsonl", 0.0, {})
     assert run(samples, [1, 1, 1]) == (3, "")
     again = BadSamples(tmp_path / "bad.jsonl", 0.0, samples.saved())
-    assert "4 of 20 samples (20.0%)" in again.count(batch(3, 1))
+    assert "4 of 20 samples (20.0%)" in again.count(*again.listed(batch(3, 1)))
     assert again.summary().startswith("4 of 20 samples (20.0%) could not be used and were left out")
     assert len([json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]) == 4

@@ -70,15 +70,17 @@ def rows_of(step: int, rows: int = 8) -> ToyRows:
     return ToyRows(values, np.ones((rows, 3), np.int32))
 
 
-def batches(start: int, broken: int = -1, bad: tuple[int, ...] = ()) -> Iterator[StepBatch]:
+def batches(
+    start: int, broken: int = -1, bad: tuple[int, ...] = (), rows_per_step: int = 8
+) -> Iterator[StepBatch]:
     step = start
     while True:
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
-        rows = rows_of(step)
+        rows = rows_of(step, rows_per_step)
         if step == broken:
             rows.values_RxD[2, 3] = np.nan
         lost = [{"id": f"lost{step}", "reason": "all nodata"}] if step in bad else []
-        yield StepBatch(step, "toy", rows, [f"place{step}_{row}" for row in range(8)], lost, {})
+        yield StepBatch(step, "toy", rows, [f"place{step}_{row}" for row in range(rows_per_step)], lost, {})
         step += 1
 
 
@@ -101,7 +103,8 @@ def config(*overrides: str):
 def job(settings=None, steps: int = 30, evaluators=(), **options) -> loop.Job:
     """A run of a configuration (the default one where none is given); `options` go to `batches`."""
     settings = settings or config()
-    inputs = {"toy": Inputs({}, rows_of(0))}
+    options.setdefault("rows_per_step", settings.data.rows_per_step)
+    inputs = {"toy": Inputs({}, rows_of(0, settings.data.rows_per_step))}
     mesh = make_mesh(settings)
     program = Program(settings, ToyModel(), inputs, mesh, steps, 10, inputs, logical_axes=logical_axes)
     return loop.Job(
