@@ -109,8 +109,11 @@ def make_step(
         params, opt_state = update(grads, state)
         # The result is looked at before it takes the place of the old state, and computed once more for that: so the
         # new numbers need no memory beside the old ones. The barrier keeps the compiler from making one of the two.
-        seen = update(*jax.lax.optimization_barrier((grads, state)))
-        alive = state.alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & finite((seen, statistics))
+        seen, _ = update(*jax.lax.optimization_barrier((grads, state)))
+        # One sum of squares sees every parameter. The moments need no look: they are means, weighted with beta and
+        # 1 - beta, of finite moments and of gradients whose squares have a finite sum.
+        sums = (metrics["loss"], norm, optax.global_norm(seen), optax.global_norm(statistics))
+        alive = state.alive & jnp.all(jnp.isfinite(jnp.stack(sums)))
         new = State(state.step + 1, alive, params, statistics, opt_state)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         new = jax.tree.map(
@@ -125,12 +128,6 @@ def make_step(
         return new, metrics
 
     return step
-
-
-def finite(tree: Tree) -> jax.Array:
-    """Whether every number of a tree is finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def at_step(opt_state: Tree, step: jax.Array) -> Tree:
