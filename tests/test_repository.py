@@ -43,7 +43,7 @@ LIGHT_MODULES = (
     *("ramen_jax", "ramen_jax.sensors", "ramen_jax.sampling", "ramen_jax.config", "ramen_jax.console"),
     *("ramen_jax.visual.display", "ramen_jax.visual.figures", "ramen_jax.pictures"),
 )
-LIGHT_ROOMS = ("rows", "corpora", "earth", "visual")
+LIGHT_ROOMS = ("rows", "corpora", "earth", "visual", "evaluation/pangaea/tasks")
 HEAVY = ("jax", "torch", "flax", "tensorflow", "optax", "orbax")
 
 

@@ -215,6 +215,37 @@ def read_raster(path: Path) -> Raster:
         return Raster(values, place, file.nodata)
 
 
+def read_tile(path: Path, left: float, top: float, height: int, width: int) -> Raster:
+    """As `read_raster`, of `height` x `width` pixels from the one nearest to a corner, in the file's coordinates.
+
+    A tile may stick out by the one pixel that rounding costs; it is then moved inward. Errors: BadItem, also for a tile
+    that lies outside.
+    """
+    with _open(path) as file, _told(path):
+        south_up, east_left, transform = north_up(file.transform, file.height, file.width)
+        column, row = (round(float(place)) for place in ~transform @ (left, top))
+        inside = [
+            min(max(first, 0), whole - size)
+            for first, size, whole in ((row, height, file.height), (column, width, file.width))
+        ]
+        if min(inside) < 0 or abs(inside[0] - row) > 1 or abs(inside[1] - column) > 1:
+            raise BadItem(
+                path,
+                f"the tile of {height}x{width} pixels from row {row}, column {column} lies outside its "
+                f"{file.height}x{file.width}",
+            )
+        row, column = inside
+        stored = Window(
+            file.width - width - column if east_left else column,
+            file.height - height - row if south_up else row,
+            width,
+            height,
+        )
+        values = file.read(window=stored)[:, :: -1 if south_up else 1, :: -1 if east_left else 1].copy()
+        shifted = transform @ Affine.translation(column, row)
+        return Raster(values, Footprint(path.name, file.crs or None, shifted, height, width), file.nodata)
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
     if not path.exists():

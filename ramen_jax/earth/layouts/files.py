@@ -62,20 +62,20 @@ def write_tiff(
             file.write(values)
 
 
-def write_png(path: Path, rgb: np.ndarray) -> None:
-    """Writes [3, rows, columns] uint8 as a PNG."""
+def write_png(path: Path, values: np.ndarray) -> None:
+    """Writes [1 or 3, rows, columns] uint8 as a PNG, grey or red, green, blue."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         profile = {
             "driver": "PNG",
-            "count": 3,
-            "height": rgb.shape[1],
-            "width": rgb.shape[2],
+            "count": len(values),
+            "height": values.shape[1],
+            "width": values.shape[2],
             "dtype": "uint8",
         }
         with rasterio.open(path, "w", **profile) as file:
-            file.write(rgb)
+            file.write(values)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], separator: str = ",") -> None:

@@ -6,8 +6,17 @@ download, and its truth can be learnt. `WRITERS` has one per task: `write(output
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
+from ramen_jax.earth.layouts.pangaea.cities_and_forests import (
+    write_biomassters,
+    write_fivebillionpixels,
+    write_opencanopy,
+    write_potsdam,
+    write_xview2,
+)
+from ramen_jax.earth.layouts.pangaea.geobench import SETS, write_geobench
 from ramen_jax.earth.layouts.pangaea.optical_and_radar import (
     write_croptypemapping,
     write_hlsburnscars,
@@ -31,4 +40,10 @@ WRITERS: Mapping[str, Callable[..., None]] = {
     "spacenet7": write_spacenet7,
     "spacenet7_change": write_spacenet7,
     "ai4smallfarms": write_ai4smallfarms,
+    "xview2": write_xview2,
+    "fivebillionpixels": write_fivebillionpixels,
+    "potsdam": write_potsdam,
+    "biomassters": write_biomassters,
+    "opencanopy": write_opencanopy,
+    **{name: functools.partial(write_geobench, name) for name in SETS},
 }

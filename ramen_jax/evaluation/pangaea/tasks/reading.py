@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,73 @@ def held_out(count: int, share: float, seed: int) -> tuple[list[int], list[int]]
     order = np.random.RandomState(seed).permutation(count)
     held = math.ceil(count * share)
     return order[held:].tolist(), order[:held].tolist()
+
+
+def held_out_of_groups(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """As `held_out`, in the same proportion of every group: train_test_split with `stratify`.
+
+    Its rule: every group gives its part of the numbers, rounded down, and one more each from the groups with the
+    largest remainders, ties by lot, first for the training set and then, of what is left, for the other. The members of
+    a group are permuted, in the groups' alphabetical order, and both sets are permuted at the end.
+
+    Args:
+        groups: the group of each number.
+    """
+    lots = np.random.RandomState(seed)
+    _, member_of, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    held = math.ceil(len(groups) * share)
+    kept_of = _parts(sizes, len(groups) - held, lots)
+    held_of = _parts(sizes - kept_of, held, lots)
+    kept, out = [], []
+    for group, size in enumerate(sizes):
+        members = np.flatnonzero(member_of == group)[lots.permutation(size)]
+        kept.append(members[: kept_of[group]])
+        out.append(members[kept_of[group] : kept_of[group] + held_of[group]])
+    kept_order = lots.permutation(np.concatenate(kept)).tolist()
+    return kept_order, lots.permutation(np.concatenate(out)).tolist()
+
+
+def _parts(sizes: np.ndarray, wanted: int, lots: np.random.RandomState) -> np.ndarray:
+    """How many of each group make up `wanted`, in proportion."""
+    shares = sizes / sizes.sum() * wanted
+    parts = np.floor(shares)
+    missing = int(wanted - parts.sum())
+    remainders = shares - parts
+    for value in np.unique(remainders)[::-1]:
+        if missing <= 0:
+            break
+        (tied,) = np.nonzero(remainders == value)
+        count = min(len(tied), missing)
+        parts[lots.choice(tied, size=count, replace=False)] += 1
+        missing -= count
+    return parts.astype(int)
+
+
+def paired(
+    folder: Path, ending: str, label_endings: Sequence[str], where: str, may_be_empty: bool = False
+) -> tuple[dict[str, Path], list[BadItem]]:
+    """Name of each image of `folder`/images -> its label in `folder`/labels, in the order of names; those without.
+
+    Args:
+        ending: of image and label files, such as .tif.
+        label_endings: what may follow the image's name in the label's.
+        where: begins an error's sentence.
+
+    Errors: UserError for a folder without images, unless it `may_be_empty`.
+    """
+    images = sorted((folder / "images").glob(f"*{ending}"))
+    if not images and not may_be_empty:
+        raise UserError(f"{where}: no file *{ending} in {folder / 'images'}")
+    found: dict[str, Path] = {}
+    rejected = []
+    for image in images:
+        labels = [folder / "labels" / f"{image.stem}{extra}{ending}" for extra in label_endings]
+        label = next((path for path in labels if path.is_file()), None)
+        if label is None:
+            rejected.append(BadItem(labels[0], "the label is missing"))
+        else:
+            found[image.stem] = label
+    return found, rejected
 
 
 def evenly(count: int, wanted: int) -> list[int]:

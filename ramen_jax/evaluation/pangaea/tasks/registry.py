@@ -24,6 +24,11 @@ KINDS = {
     "spacenet7": ("spacenet7", "SpaceNet7"),
     "spacenet7_change": ("spacenet7", "SpaceNet7Change"),
     "smallfarms": ("smallfarms", "SmallFarms"),
+    "xview2": ("xview2", "XView2"),
+    "fivebillionpixels": ("fivebillionpixels", "FiveBillionPixels"),
+    "potsdam": ("potsdam", "Potsdam"),
+    "biomassters": ("biomassters", "BioMassters"),
+    "opencanopy": ("opencanopy", "OpenCanopy"),
     "geobench": ("geobench", "GeoBench"),
 }
 DESCRIPTIONS = Path(__file__).parents[1] / "descriptions"

@@ -24,7 +24,7 @@ from ramen_jax.sensors import Sensor, registry, sensor
 
 FAMILIES = ("segmentation", "change_detection", "regression", "classification", "multi_label")
 SPLITS = ("train", "val", "test")
-_MODALITY = ("sensor", "dtype", "dates", "published", "corrected")
+_MODALITY = ("sensor", "dtype", "dates")
 _SENSOR_CHANGES = ("bands", "gsd", "units", "mean", "std", "nodata", "scale", "offset")
 
 
@@ -249,7 +249,6 @@ class Task(Corpus):
         for name, values in self.options["modalities"].items():
             where = f"task {self.name}, modality {name}"
             changes = check_keys(values, (*_MODALITY, *_SENSOR_CHANGES), where)
-            changes.update(check_keys(changes.pop(self.protocol.name, {}), _SENSOR_CHANGES, where))
             dates = changes.get("dates", 0)
             specs.append(
                 ModalitySpec(
