@@ -122,17 +122,17 @@ def test_processes_that_cannot_be_of_one_run_are_told(port, places, said):
 
 def test_a_process_that_came_and_was_killed_may_come_again(port):
     """(Mutant: whoever came once counts as there: the run begins without it.)"""
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         run = pool.submit(meet, port, [(0, 4), (2, 4)])
         killed = connection(port)
         killed.sendall(b'{"process": 1, "processes": 4}\n')
         time.sleep(0.3)
         killed.close()
-        time.sleep(0.3)
+        last = pool.submit(meet, port, [(3, 4)])
+        time.sleep(0.5)
         assert not run.done()
-        again = [ours for ours, _ in meet(port, [(1, 4), (3, 4)])]
-        lines = [*again, *(ours for ours, _ in run.result())]
-    assert all(isinstance(ours, line.Line) for ours in lines)
+        found = [*meet(port, [(1, 4)]), *run.result(), *last.result()]
+    assert all(isinstance(ours, line.Line) for ours, _ in found)
 
 
 def connection(port):

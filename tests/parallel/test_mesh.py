@@ -76,6 +76,7 @@ def test_processes_are_slices_where_that_is_asked_for():
         (["sharding.data=3", "sharding.fsdp=4"], "data=2, fsdp=4, tensor=1"),
         (["sharding.fsdp=3"], "data=8, fsdp=1, tensor=1"),
         (["sharding.data=1", "sharding.fsdp=6", "sharding.tensor=4"], "data=1, fsdp=2, tensor=4"),
+        (["sharding.fsdp=8", "sharding.tensor=4"], "data=1, fsdp=2, tensor=4"),
         (["sharding.fsdp=16"], "data=1, fsdp=8, tensor=1"),
     ],
 )

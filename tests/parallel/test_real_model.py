@@ -17,22 +17,36 @@ SETTINGS = (
 )
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_real_model_as_one(start, tmp_path):
-    """(Mutants: statistics of BatchNorm, or counts of the loss, of each process for itself.)"""
-    found = {}
-    for name, processes in (("one", 1), ("two", 2)):
+@pytest.fixture
+def train(start, tmp_path):
+    """train(name, processes, devices) -> losses of a run of the command, in processes of so many devices."""
+
+    def run(name, processes, devices):
         workdir = tmp_path / name
-        if found:
-            shutil.copytree(tmp_path / "one" / "corpora", workdir / "corpora")
+        others = [path for path in tmp_path.glob("*/corpora") if path.parent != workdir]
+        if others:
+            shutil.copytree(others[0], workdir / "corpora")
         arguments = [
             *("--config", "configs/tiny.py:quicktest", "--workdir", str(workdir)),
             *(["--distributed"] if processes > 1 else []),
             *(f"--config.{setting}" for setting in (*SMALL[:-1], *SETTINGS)),
         ]
-        for process in start(*arguments, program="train", processes=processes):
+        group = start(*arguments, program="train", processes=processes, devices=devices)
+        for process in group:
             assert process.wait(SECONDS) == 0, process.said()
-        found[name] = [(line["step"], line["loss"]) for line in metrics.read(workdir)]
-    assert [step for step, _ in found["two"]] == [0, 1, 2]
-    for (_, one), (_, two) in zip(found["one"], found["two"], strict=True):
-        assert abs(one - two) < 1e-6 * one, found
+        assert "training complete: 3 steps" in group[0].said()
+        return [line["loss"] for line in metrics.read(workdir)]
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_real_model_as_one(train):
+    """The devices decide, not the processes that hold them.
+
+    (Mutants: statistics of BatchNorm, or counts of the loss, of each process for itself.)
+    """
+    two = train("two processes", processes=2, devices=1)
+    assert two == train("one process of two devices", processes=1, devices=2)
+    one = train("one device", processes=1, devices=1)
+    assert max(abs(a - b) / b for a, b in zip(two, one, strict=True)) < 1e-6, (two, one)
