@@ -14,7 +14,7 @@ import jax
 from jax._src import clusters  # what `jax.distributed.initialize` asks itself
 
 from ramen_jax.console import DATA, USAGE, UserError, one_line
-from ramen_jax.parallel import agree, line, stopping
+from ramen_jax.parallel import agree, leaving, line, stopping
 from ramen_jax.parallel.line import Place
 
 TIMEOUT = 300  # seconds that processes wait for each other at the start
@@ -72,6 +72,7 @@ def join(flags: tuple[str, str, str] = ("", "", ""), timeout: int = TIMEOUT) -> 
     if place is None:
         place, local_devices = _place_in_cluster(timeout)
     ours = line.meet(place, timeout, agree.hear)
+    leaving.hold_aborts()
     try:
         jax.distributed.initialize(
             **place._asdict(),

@@ -1,8 +1,11 @@
 """This process ends at once, whatever its threads wait for: what it holds for others is given back first."""
 
 import contextlib
+import ctypes
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +25,20 @@ def giving_back(give_back: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _held.remove(give_back)
+
+
+def hold_aborts() -> None:
+    """Gives this process six seconds to say why it ends, when a library aborts it.
+
+    JAX aborts every process, with a dump that names nobody, as soon as it misses process 0. Nothing may run in the
+    thread that aborts but what is safe inside a signal handler: so the handler is the C library's `sleep` itself, which
+    is called with the number of the signal, 6. Other threads go on meanwhile.
+    """
+    if sys.platform != "linux" or faulthandler.is_enabled():
+        return
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def say(sentence: str) -> None:

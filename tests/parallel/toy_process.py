@@ -5,7 +5,7 @@ What goes wrong in which process comes from the environment, as a number of a pr
 BAD_IN         its samples cannot be used            RAISES_IN      its data raises
 FULL_DISK_IN   no file of it grows any more          LATE_DISK_IN   its save fails after the step that began it
 BLIND_IN       it sees no checkpoint                 OWN_WORKDIR    this process has one to itself
-SLOW           "validating", "compiling" or "saving" takes long, in SLOW_IN, or in all where that is not given
+SLOW           "validating", "compiling", "saving" or "hearing" takes long, in SLOW_IN or, without it, in all
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def train() -> int:
 
 
 def run() -> int:
+    if os.environ.get("SLOW") == "hearing":
+        agree.hear = slowed(agree.hear, "hearing", 1.5)
     with stopping.listening():
         if "JAX_NUM_PROCESSES" in os.environ:
             join.join(timeout=int(os.environ.get("MEETING", "60")))
