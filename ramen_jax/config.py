@@ -140,11 +140,12 @@ def default() -> ConfigDict:
     config.evaluators.tasks_every = 0
 
     config.checkpoint = ConfigDict()
-    # steps; the last step is always saved
-    config.checkpoint.every = 1000
+    config.checkpoint.every = 1000  # steps; the last step is always saved
     config.checkpoint.keep_latest = 2
-    # kept besides the latest: lowest validation loss, else lowest training loss
-    config.checkpoint.keep_best = 1
+    config.checkpoint.keep_best = 1  # besides the latest: lowest validation loss, else lowest training loss
+    config.checkpoint.allow = (
+        ""  # pattern of what may differ from a checkpoint, e.g. "fingerprints .*|plan seed"
+    )
 
     # data, fsdp, tensor: devices per mesh axis, -1: all that the other two leave. slices: groups of devices that only
     # the data-centre network joins (0: as many as TPUs tell; the number of processes is understood too); they divide

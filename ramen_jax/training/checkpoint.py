@@ -11,6 +11,7 @@ goes to {workdir}/checkpoints_damaged, so that it takes no place among those tha
 
 import json
 import logging
+import re
 import shutil
 import sys
 import threading
@@ -24,12 +25,14 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from ramen_jax.console import DATA, UserError
+from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.parallel import agree
 from ramen_jax.parallel.rules import flat_names
 from ramen_jax.training import checkpoint_files
 from ramen_jax.training.step import State
 
+GROUPS = ("tree", "sensors", "fingerprints", "plan")  # of what a checkpoint must agree on
+MODEL = 8  # more arrays than these that differ make another model
 ARRAYS = ("params", "statistics", "opt_state")
 FORMAT = 1
 SAVED = "saved.json"  # in the workdir: the newest step whose checkpoint was completed, and when
@@ -84,14 +87,24 @@ def describe_tree(state: Any) -> dict[str, dict[str, list[Any]]]:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. `note` is called with every sentence a person should read."""
+    """The checkpoints of one workdir.
 
-    def __init__(self, workdir: Path, note: Note, keep_latest: int = 2, keep_best: int = 1) -> None:
+    `note` is called with every sentence a person should read; for `allowed` see `refuse_differences`.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        note: Note,
+        keep_latest: int = 2,
+        keep_best: int = 1,
+        allowed: str = "",
+    ) -> None:
         self.workdir = workdir.resolve()
         self.folder = self.workdir / "checkpoints"
         self.damaged = self.workdir / "checkpoints_damaged"
         self.note = note
-        self.keep = (keep_latest, keep_best)
+        self.keep, self.allowed = (keep_latest, keep_best), allowed
         self.failed: str = ""  # why the latest save failed, "" when it did not
         self._unusable: dict[int, str] = {}  # damaged checkpoints -> why
         self._pending: int | None = None
@@ -190,7 +203,9 @@ class Checkpoints:
         folder = self.folder / str(chosen)
         try:
             there = _restore_json(folder / "meta")
-            refuse_differences(folder, there, {"tree": describe_tree(abstract), **meta})
+            wanted = {"tree": describe_tree(abstract), **meta}
+            for line in refuse_differences(folder, there, wanted, self.allowed):
+                self.note(f"WARNING: allowed by config.checkpoint.allow: {line}")
             arrays = {item: _restore_arrays(folder / item, getattr(abstract, item)) for item in ARRAYS}
         except UserError:
             raise
@@ -330,10 +345,19 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """UserError listing what differs in tree, sensors, fingerprints and plan between a checkpoint and this run."""
+def refuse_differences(
+    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: str = ""
+) -> list[str]:
+    """What differs in tree, sensors, fingerprints and plan between a checkpoint and this run, and is allowed to.
+
+    `allowed`: a regular expression of the beginning of differences ("fingerprints flairhub|plan seed"). Arrays are
+    never allowed to differ.
+
+    Raises:
+        UserError: other differences, listed; or in a line that the checkpoint is of another model.
+    """
     lines: list[str] = []
-    for group in ("tree", "sensors", "fingerprints", "plan"):
+    for group in GROUPS:
         ours, theirs = leaves(wanted.get(group, {})), leaves(found.get(group, {}))
         for name in sorted(ours.keys() | theirs.keys()):
             if name not in theirs:
@@ -342,10 +366,26 @@ def refuse_differences(folder: Path, found: Mapping[str, Any], wanted: Mapping[s
                 lines.append(f"{group} {name}: {theirs[name]} in the checkpoint, unknown to this run")
             elif ours[name] != theirs[name]:
                 lines.append(f"{group} {name}: {theirs[name]} in the checkpoint, expected {ours[name]}")
+        if len(lines) > MODEL and group == "tree":
+            raise UserError(
+                f"checkpoint {folder} is of another model: {len(lines)} of its arrays are not as this run's, e.g. "
+                f"{lines[0]}",
+                DATA,
+            )
+    accepted = [line for line in lines if not line.startswith("tree ") and _matches(line, allowed)]
+    lines = [line for line in lines if line not in accepted]
     if lines:
         shown = "\n  ".join(lines[:40])
         more = f"\n  and {len(lines) - 40} more" if len(lines) > 40 else ""
         raise UserError(f"checkpoint {folder} does not fit this run:\n  {shown}{more}", DATA)
+    return accepted
+
+
+def _matches(text: str, pattern: str) -> bool:
+    try:
+        return bool(pattern) and re.match(pattern, text) is not None
+    except re.error as error:
+        raise UserError(f"config.checkpoint.allow = {pattern!r} is no pattern: {error}", USAGE) from error
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -148,7 +148,9 @@ class _Run:
         config, job = self.config, self.job
         note = _print if self.primary else _silent
         keep = config.checkpoint
-        self.checkpoints = checkpoint.Checkpoints(self.folder, note, keep.keep_latest, keep.keep_best)
+        self.checkpoints = checkpoint.Checkpoints(
+            self.folder, note, keep.keep_latest, keep.keep_best, keep.allow
+        )
         end = min(job.steps, config.train.stop_at or job.steps)
         done = max(self.checkpoints.steps(), default=0)
         if done < end:

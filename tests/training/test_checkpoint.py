@@ -197,6 +197,32 @@ def test_another_tree_shape_or_dtype_is_refused():
     ]
 
 
+def test_what_a_pattern_allows_may_differ_and_is_told(tmp_path, capsys):
+    """(Mutants: a pattern that is searched anywhere in a line; arrays that may differ.)"""
+    trained(tmp_path, "train.stop_at=5")
+    job = toy.job(toy.config("checkpoint.allow=plan|fingerprints toy"), steps=15)
+    other = job._replace(identity={**job.identity, "fingerprints": {"toy": "other"}})
+    assert loop.run(other, tmp_path).complete
+    assert "allowed by config.checkpoint.allow: fingerprints toy: abc" in capsys.readouterr().out
+    kept, ours = ({"params": {"a": [[size], "float32"]}} for size in (2, 3))
+    with pytest.raises(UserError, match="does not fit this run"):
+        checkpoint.refuse_differences("X", {"tree": kept}, {"tree": ours}, "tree")
+    with pytest.raises(UserError, match="does not fit this run"):
+        checkpoint.refuse_differences("X", {"plan": {"seed": "abc"}}, {"plan": {"seed": 1}}, "seed")
+    with pytest.raises(UserError, match=r"config\.checkpoint\.allow = '\*' is no pattern"):
+        checkpoint.refuse_differences("X", {"plan": {"seed": 0}}, {"plan": {"seed": 1}}, "*")
+
+
+def test_another_model_is_one_line():
+    kept, ours = ({"params": {f"block{n}": [[size], "float32"] for n in range(20)}} for size in (192, 768))
+    with pytest.raises(UserError) as caught:
+        checkpoint.refuse_differences("X", {"tree": kept}, {"tree": ours})
+    assert str(caught.value) == (
+        "checkpoint X is of another model: 20 of its arrays are not as this run's, e.g. tree params block0: "
+        "[[192], 'float32'] in the checkpoint, expected [[768], 'float32']"
+    )
+
+
 FULL_DISK = """
 import resource, sys, time
 from pathlib import Path
