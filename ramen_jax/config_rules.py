@@ -209,9 +209,10 @@ def validate(config: ConfigDict) -> None:
         "positive device counts for data, fsdp and tensor, one of them at most -1 (the rest)",
     )
     _require_choice("sharding.across_slices", config.sharding.across_slices, ("data", "fsdp"))
-    for mapping in ("storage", "compute"):
+    # Rows are split over data and fsdp, so what a row needs cannot be: it may lie so between steps only.
+    for mapping, targets in (("storage", ("", "data", "fsdp", "tensor")), ("compute", ("", "tensor"))):
         for axis, target in config.sharding[mapping].items():
-            _require_choice(f"sharding.{mapping}.{axis}", target, ("", "data", "fsdp", "tensor"))
+            _require_choice(f"sharding.{mapping}.{axis}", target, targets)
 
     names = [entry.name for entry in config.corpora]
     require(len(set(names)) == len(names), "corpora", names, "different names")

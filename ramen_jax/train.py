@@ -29,6 +29,12 @@ def run() -> int:
     parser.add_argument(
         "--workdir", type=console.path, metavar="DIR", help="folder of this run, created if need be"
     )
+    parser.add_argument(
+        "--profile-steps",
+        default="",
+        metavar="FIRST:END",
+        help="profile these steps, into WORKDIR/profile, e.g. 20:25",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the configuration and exit")
     parser.add_argument(
         "--distributed",
@@ -42,6 +48,8 @@ def run() -> int:
     parser.add_argument("--processes", default="", metavar="N", help="how many processes train together")
     parser.add_argument("--process-id", default="", metavar="I", help="number of this one, from 0")
     arguments, overrides = configuration.parse(parser)
+    if arguments.profile_steps:
+        overrides.append(f"--config.logging.profile_steps={arguments.profile_steps}")
     config = configuration.load(arguments.config, overrides)
     if arguments.print_config:
         for key, value in configuration.flat(config):

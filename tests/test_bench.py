@@ -9,7 +9,7 @@ from ramen_jax import config
 from ramen_jax.benchmarks import step as bench
 from ramen_jax.console import UserError
 from ramen_jax.training import experiment
-from ramen_jax.training.metrics import Clock
+from ramen_jax.training.clock import Clock
 
 
 def test_data_only_prints_real_tokens_speed_and_waiting(tmp_path, repository):
@@ -39,7 +39,7 @@ def test_data_only_says_what_is_missing(tmp_path, repository):
 
 def test_the_clock_tells_waiting_from_working(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("ramen_jax.training.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ramen_jax.training.clock.time.monotonic", lambda: now[0])
 
     def slow():
         for batch in range(6):

@@ -10,7 +10,10 @@ from ramen_jax.config import corpus, default, differences, finish, load, plain
 from ramen_jax.console import UserError
 from ramen_jax.recipe import TRAPS
 
-FILES = ("tiny", "small", "base", "large", "huge", "terramesh", "mixture_real")
+FILES = (
+    *("tiny", "small", "base", "large", "huge", "terramesh", "mixture_real"),
+    *("pod_v5e_256", "pod_v5p_512", "pod_h100_16"),
+)
 
 
 def complete(*overrides: str):

@@ -27,6 +27,11 @@ LANES = 128  # blocks are multiples of a TPU's vector lanes
 BLOCK = 512  # tokens, of queries and of keys
 
 
+def block_of(length: int) -> int:
+    """Tokens of a block in rows of this length."""
+    return min(BLOCK, -(-length // LANES) * LANES)
+
+
 def attend(
     q_BxLxHxD: jax.Array,
     k_BxLxHxD: jax.Array,
@@ -37,7 +42,7 @@ def attend(
 ) -> jax.Array:
     """[B, L, H, D] in the dtype of v. `interpret` runs the kernel without a TPU, slowly."""
     length, width = q_BxLxHxD.shape[1], q_BxLxHxD.shape[3]
-    block = min(BLOCK, -(-length // LANES) * LANES)
+    block = block_of(length)
     arrays, ids_BxP = in_whole_blocks((q_BxLxHxD * width**-0.5, k_BxLxHxD, v_BxLxHxD), segment_ids_BxL, block)
     first_BxN, last_BxN = block_ranges(ids_BxP, block)
     sizes = BlockSizes(

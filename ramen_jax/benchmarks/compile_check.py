@@ -7,9 +7,10 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,12 +18,15 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from ramen_jax import config as configuration
+from ramen_jax.attention import splash
 from ramen_jax.attention.attention import Attention
-from ramen_jax.benchmarks import chips, hlo
+from ramen_jax.attention.blocks import NOBODY, block_ranges
+from ramen_jax.benchmarks import hlo
 from ramen_jax.benchmarks.step import with_statistics
 from ramen_jax.console import DATA, USAGE, UserError, close_names
 from ramen_jax.earth.places import CORPORA, corpus_spec
 from ramen_jax.model import flops
+from ramen_jax.parallel import chips
 from ramen_jax.parallel.mesh import ROWS, make_mesh
 from ramen_jax.rows.plan import Plan
 from ramen_jax.rows.views import view_grid, visible_count
@@ -31,6 +35,14 @@ from ramen_jax.training import experiment
 
 SAMPLES = 100_000  # of a corpus that is not prepared: enough for the usual mixture of views
 ROWS_LOOKED_AT = 32  # for the share of real pairs
+TOWERS = {
+    "encoder": ("embed_dim", "depth", "num_heads"),
+    "decoder": ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"),
+}
+PRODUCTS = 6  # of attention, 2 x width operations per pair each: two forward, four backward
+PRODUCTS_RECOMPUTING = (
+    9  # by splash, whose two backward kernels form scores and their gradients each for itself
+)
 UNITS = {"B": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
@@ -47,9 +59,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Check:
-    """One step on one chip. Bytes; `flops` are the model's: forward and backward once, real pairs of tokens only.
+    """One step on one chip.
 
-    `activations` is None, and so are `work`, where the compiler gave up for lack of memory.
+    Attributes:
+        parameters, optimizer, activations, peak: bytes; `activations` is None where the compiler found no room.
+        flops: of the model: forward and backward once, real pairs of tokens only.
+        executed: what the matrix units do for them, as operations of bfloat16: see `Arithmetic`.
+        work: traffic and collectives; None where the compiler found no room.
+        seconds_compiling: of the program.
     """
 
     corpus: str
@@ -59,11 +76,25 @@ class Check:
     activations: float | None
     peak: float
     flops: float
+    executed: float
     work: hlo.Work | None
+    seconds_compiling: float = 0.0
+
+    def fits(self, chip: chips.Chip) -> bool:
+        return self.work is not None and self.peak <= chip.memory
+
+    def bound(self, chip: chips.Chip) -> str:
+        """The part of the chip that needs the most time."""
+        seconds = self.seconds(chip)
+        return max(seconds, key=lambda name: seconds[name])
+
+    def mfu(self, chip: chips.Chip) -> float:
+        """At most this much of the chip's peak goes into `flops`."""
+        return self.flops / chip.flops / max(self.seconds(chip).values())
 
     def seconds(self, chip: chips.Chip) -> dict[str, float]:
         """What each part of the chip needs at its peak."""
-        found = {"arithmetic": self.flops / chip.flops}
+        found = {"arithmetic": self.executed / chip.flops}
         if self.work is not None:
             found |= {
                 "memory": self.work.traffic / chip.bandwidth,
@@ -89,15 +120,17 @@ def run(config: Any, arguments: argparse.Namespace, overrides: list[str]) -> int
         f"{topology.chip.flops / 1e12:.0f} TFLOP/s in bfloat16; {config.model.dtype}",
         flush=True,
     )
-    fits = True
+    checks: list[Check] = []
     for count in rows:
         settings = with_rows(arguments.config, overrides, config, count, devices)
         for name in wanted:
-            found = check(settings, name, make_mesh(settings, devices))
+            found = check(settings, name, make_mesh(settings, devices), topology.chip)
             for line in table(found, topology.chip, settings):
                 print(line, flush=True)
-            fits = fits and found.peak <= topology.chip.memory
-    return 0 if fits else 1
+            checks.append(found)
+    if len(checks) > 1:
+        print(summary(checks, topology.chip), flush=True)
+    return 0 if all(found.fits(topology.chip) for found in checks) else 1
 
 
 def rows_asked(text: str) -> list[int]:
@@ -108,14 +141,21 @@ def rows_asked(text: str) -> list[int]:
 
 
 def with_rows(path: str, overrides: list[str], config: Any, rows: int, devices: list[Any]) -> Any:
-    """The configuration with `rows` rows per chip that holds rows; as it is for 0."""
-    if not rows:
-        return config
+    """The configuration with `rows` rows per chip that holds rows; for 0 its own, or the next number that divides."""
     mesh = make_mesh(config, devices)
-    total = rows * math.prod(mesh.shape[axis] for axis in ROWS[0])
-    more = [f"data.rows_per_step={total}"]
-    more += [f"corpora.{entry.name}.rows_per_step={total}" for entry in config.corpora if entry.rows_per_step]
-    return configuration.load(path, [*overrides, *more])
+    shards = math.prod(mesh.shape[axis] for axis in ROWS[0])
+    keys = {"data.rows_per_step": config.data.rows_per_step}
+    keys |= {
+        f"corpora.{each.name}.rows_per_step": each.rows_per_step
+        for each in config.corpora
+        if each.rows_per_step
+    }
+    step = shards * config.optimizer.accumulate
+    wanted = {key: rows * shards or -(-found // step) * step for key, found in keys.items()}
+    changed = [f"{key}={wanted[key]}" for key in keys if wanted[key] != keys[key]]
+    if changed and not rows:
+        print(f"{shards} chips hold rows: config.{', config.'.join(changed)}", flush=True)
+    return configuration.load(path, [*overrides, *changed])
 
 
 def describe(name: str) -> list[Any]:
@@ -133,7 +173,7 @@ def describe(name: str) -> list[Any]:
         raise UserError(f"libtpu does not describe {name}: {reason}", DATA) from None
 
 
-def check(config: Any, corpus: str, mesh: Mesh) -> Check:
+def check(config: Any, corpus: str, mesh: Mesh, chip: chips.Chip) -> Check:
     """Compiles the step of one corpus for the devices of a mesh, present or not."""
     (entry,) = (entry for entry in config.corpora if entry.name == corpus)
     source = Source(spec_of(entry), entry.samples or SAMPLES)
@@ -141,17 +181,21 @@ def check(config: Any, corpus: str, mesh: Mesh) -> Check:
     program, _ = experiment.make_program(config, plan, {}, mesh)
     held = plan.capacity(corpus).rows // math.prod(mesh.shape[axis] for axis in ROWS[0])
     parameters, optimizer = held_bytes(program.abstract.params), held_bytes(program.abstract.opt_state)
-    counted = model_flops(config, source.spec, plan, held) / mesh.shape["tensor"]
-    lowered = program.lower_step(corpus)
+    counted = arithmetic(config, source.spec, plan, held, chip)
+    shared = mesh.shape["tensor"]
+    model = (counted.flops / shared, counted.executed / shared)
+    lowered, began = program.lower_step(corpus), time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         peak = needed(str(error))
         if peak is None:
             raise
-        return Check(corpus, held, parameters, optimizer, None, peak, counted, None)
+        return Check(corpus, held, parameters, optimizer, None, peak, *model, None, time.monotonic() - began)
+    seconds = time.monotonic() - began
     memory: Any = compiled.memory_analysis()
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    taken += memory.generated_code_size_in_bytes
     return Check(
         corpus=corpus,
         rows=held,
@@ -159,8 +203,10 @@ def check(config: Any, corpus: str, mesh: Mesh) -> Check:
         optimizer=optimizer,
         activations=memory.temp_size_in_bytes,
         peak=taken + memory.temp_size_in_bytes,
-        flops=counted,
+        flops=model[0],
+        executed=model[1],
         work=hlo.read(compiled.as_text() or ""),
+        seconds_compiling=seconds,
     )
 
 
@@ -192,42 +238,78 @@ class _NoPairs(Attention):
         return v + 0 * (q + k)
 
 
-def model_flops(config: Any, spec: CorpusSpec, plan: Plan, rows: int) -> float:
-    """Operations of forward and backward of `rows` rows: nothing recomputed, attention of real pairs only.
+class Arithmetic(NamedTuple):
+    """Operations of matrix products of some rows.
 
-    The pairs of dates within one token are left out: they are few.
+    Attributes:
+        flops: forward and backward, nothing recomputed, attention of real pairs only.
+        executed: what the matrix units do: blocks recomputed, float32 products of the highest precision in six passes,
+            attention of whole blocks and with scores formed anew backward, heads widened to a unit's lanes.
     """
-    plain = experiment.ramen(config)
-    model = replace(
-        plain, architecture=replace(plain.architecture, remat="none"), attention=_NoPairs(backend="dense")
-    )
+
+    flops: float
+    executed: float
+
+
+def arithmetic(config: Any, spec: CorpusSpec, plan: Plan, rows: int, chip: chips.Chip) -> Arithmetic:
+    """Of a step of `rows` rows. The pairs of dates within one token are left out: they are few."""
     inputs = experiment.inputs_of(spec, replace(plan.capacity(spec.name), rows=rows))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs.rows)
+    plain = experiment.ramen(config)
 
-    def loss(params: Any, statistics: Any, given: Any) -> Any:
-        key = jax.random.key(0)
-        return model.loss(params, statistics, given, inputs.bands, model.counts(given), train=True, key=key)
+    def products(remat: str) -> flops.Counted:
+        model = replace(
+            plain, architecture=replace(plain.architecture, remat=remat), attention=_NoPairs(backend="dense")
+        )
 
-    products = flops.count(jax.grad(loss, has_aux=True), *model.shapes, shapes).flops
-    sizes, pairs = plain.architecture, real_pairs(spec, plan, config.model.mask_ratio)
-    # Two products forward and four backward, each 2 x width operations per pair.
-    encoder = 12.0 * sizes.embed_dim * sizes.depth * pairs["encoder"]
-    decoder = 12.0 * sizes.decoder_embed_dim * sizes.decoder_depth * pairs["decoder"]
-    return products + rows * (encoder + decoder)
+        def loss(params: Any, statistics: Any, given: Any) -> Any:
+            counts, key = model.counts(given), jax.random.key(0)
+            return model.loss(params, statistics, given, inputs.bands, counts, train=True, key=key)
+
+        return flops.count(jax.grad(loss, has_aux=True), *model.shapes, shapes)
+
+    found, executed = products("none").flops, products(config.model.remat).passes
+    for tower, tokens in planned_tokens(spec, plan, config.model.mask_ratio).items():
+        width, depth, heads = (config.model[key] for key in TOWERS[tower])
+        length = getattr(plan.capacity(spec.name), f"{tower}_length")
+        per_pair = 2.0 * width * depth * rows
+        padding = max(1.0, chip.lanes * heads / width)
+        found += per_pair * PRODUCTS * real_pairs(tokens)
+        executed += per_pair * PRODUCTS_RECOMPUTING * padding * visited_pairs(tokens, length)
+    return Arithmetic(found, executed)
 
 
-def real_pairs(spec: CorpusSpec, plan: Plan, mask_ratio: float) -> dict[str, float]:
-    """Pairs of tokens of one view, per row: the mean of the plan's first rows."""
+def planned_tokens(spec: CorpusSpec, plan: Plan, mask_ratio: float) -> dict[str, list[list[int]]]:
+    """Tokens of each view of the plan's first rows, in the encoder and in the decoder."""
     rows: list[Any] = []
     while len(rows) < ROWS_LOOKED_AT:
         rows += plan.rows(len(rows) // plan.capacity(spec.name).rows)
-    sums = {"encoder": 0.0, "decoder": 0.0}
-    for row in rows:
-        for view in row:
-            tokens = len(view.modalities) * int(np.prod(view_grid(spec, view.target_gsd)))
-            sums["encoder"] += (1 + visible_count(tokens, mask_ratio)) ** 2
-            sums["decoder"] += (1 + tokens) ** 2
-    return {name: total / len(rows) for name, total in sums.items()}
+    of_rows = [
+        [len(view.modalities) * int(np.prod(view_grid(spec, view.target_gsd))) for view in row]
+        for row in rows
+    ]
+    return {
+        "encoder": [[1 + visible_count(tokens, mask_ratio) for tokens in row] for row in of_rows],
+        "decoder": [[1 + tokens for tokens in row] for row in of_rows],
+    }
+
+
+def real_pairs(rows: list[list[int]]) -> float:
+    """Pairs of tokens of one view, the mean over rows of views."""
+    return sum(tokens**2 for row in rows for tokens in row) / len(rows)
+
+
+def visited_pairs(rows: list[list[int]], length: int) -> float:
+    """Pairs in the blocks that the TPU's attention goes through, padding among them; the mean over rows."""
+    block = splash.block_of(length)
+    whole = -(-length // block) * block
+    ids = np.full((len(rows), whole), NOBODY, np.int32)
+    for row, views in zip(ids, rows, strict=True):
+        named = np.repeat(np.arange(1, len(views) + 1), views)[:length]
+        row[:length] = 0
+        row[: len(named)] = named
+    first, last = block_ranges(jax.numpy.asarray(ids), block)
+    return float(np.sum(np.asarray(last) - np.asarray(first))) * block**2 / len(rows)
 
 
 def needed(message: str) -> float | None:
@@ -245,18 +327,40 @@ def table(found: Check, chip: chips.Chip, config: Any) -> Iterator[str]:
         yield f"  temporaries      {_gib(found.activations)} (activations, gradients)"
     share = found.peak / chip.memory
     yield f"  peak             {_gib(found.peak)} of {_gib(chip.memory)} ({share:.0%})"
-    yield f"  arithmetic       {found.flops / 1e12:.2f} TFLOP (real pairs, nothing recomputed)"
+    yield (
+        f"  arithmetic       {found.flops / 1e12:.2f} TFLOP (real pairs, nothing recomputed); the matrix units do "
+        f"{found.executed / 1e12:.2f}"
+    )
     if found.work is not None:
-        yield f"  memory traffic   {_gib(found.work.traffic)}"
+        yield f"  memory traffic   {_gib(found.work.traffic)}, {found.work.rounds:,} rounds of loops"
         for (kind, element), value in sorted(found.work.collectives.items()):
             yield f"  {kind:<16} {value.count:,} of {element}, {value.bytes / 2**20:,.1f} MiB"
         seconds = found.seconds(chip)
-        bound = max(seconds, key=lambda name: seconds[name])
+        bound = found.bound(chip)
         each = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in seconds.items())
         yield f"  step             at least {1e3 * seconds[bound]:.1f} ms, bound by {bound} ({each} ms)"
-        yield f"  MFU              at most {seconds['arithmetic'] / seconds[bound]:.0%}"
-    if share > 1:
+        yield f"  MFU              at most {found.mfu(chip):.0%}"
+    yield f"  compiled in      {found.seconds_compiling:.0f} s"
+    if not found.fits(chip):
         yield f"  does not fit: {advice(found, chip, config)}"
+
+
+def summary(checks: Sequence[Check], chip: chips.Chip) -> str:
+    """One line per check."""
+    lines = [
+        f"\n{'corpus':<12} {'rows':>4} {'peak GiB':>9} {'of chip':>8} {'step ms':>8}  {'bound by':<13} MFU"
+    ]
+    for found in checks:
+        start = (
+            f"{found.corpus:<12} {found.rows:>4} {found.peak / 2**30:>9.2f} {found.peak / chip.memory:>8.0%}"
+        )
+        if found.work is None:
+            lines.append(f"{start}  does not fit")
+            continue
+        step = 1e3 * max(found.seconds(chip).values())
+        fits = "" if found.fits(chip) else "  does not fit"
+        lines.append(f"{start} {step:>8.1f}  {found.bound(chip):<13} {found.mfu(chip):.0%}{fits}")
+    return "\n".join(lines)
 
 
 def advice(found: Check, chip: chips.Chip, config: Any) -> str:

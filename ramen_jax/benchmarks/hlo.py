@@ -24,13 +24,17 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"),
     *("while", "conditional", "call", "after-all", "optimization-barrier", "iota"),
 }
+_NAMES_ONLY = re.compile(
+    r'custom_call_target="(AllocateBuffer|AssumeGather\w*|\w*Bitcast|GatherScatterIndices\w*)"'
+)
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\]|mesh\[([^\]]*)\]\s*\{([^}]*)\})")
+_MESH_AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\(\d+\)(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,39 @@ class Collective:
 
     Attributes:
         count: how often they run.
+        repeated: how often of these in a loop, as over the layers.
         bytes: of their results (of their operands for reduce-scatter), per device.
         sent: bytes that a device sends, in a ring over its group.
     """
 
     count: int = 0
+    repeated: int = 0
     bytes: float = 0.0
     sent: float = 0.0
 
 
 @dataclass
 class Work:
-    """`collectives`: (kind, element type) -> what runs; `traffic`: bytes read and written in device memory."""
+    """What one device does.
+
+    Attributes:
+        collectives: (kind, element type) -> what runs.
+        traffic: bytes read and written in device memory.
+        rounds: of all loops together: what runs one after the other.
+    """
 
     collectives: dict[tuple[str, str], Collective] = field(default_factory=lambda: defaultdict(Collective))
     traffic: float = 0.0
+    rounds: int = 0
 
     def of_kind(self, kind: str) -> Collective:
         """All element types together."""
         found = [value for (name, _), value in self.collectives.items() if name == kind]
         return Collective(
-            sum(c.count for c in found), sum(c.bytes for c in found), sum(c.sent for c in found)
+            sum(c.count for c in found),
+            sum(c.repeated for c in found),
+            sum(c.bytes for c in found),
+            sum(c.sent for c in found),
         )
 
     @property
@@ -84,11 +100,12 @@ class Work:
 def read(text: str) -> Work:
     """The work of a compiled module (`compiled.as_text()`) on one device.
 
-    A loop whose number of rounds the compiler does not know counts as one round.
+    A loop runs as often as the compiler says, or, where it says nothing, up to the constant that its condition
+    compares with (JAX counts from zero, by one); a loop that ends otherwise counts as one round.
     """
     computations, entry = _parse(text)
     work = Work()
-    _walk(computations, entry, 1, work, in_fusion=False)
+    _walk(computations, entry, 1, work)
     return work
 
 
@@ -119,11 +136,17 @@ def _operands(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _arrays(type_: str) -> Iterator[tuple[str, float]]:
-    """(element type, bytes) of each array of a type that lies in device memory (a space S(n) is on the chip)."""
+def _all_arrays(type_: str) -> Iterator[tuple[str, float, bool]]:
+    """(element type, bytes, whether in device memory: a space S(n) is on the chip) of each array of a type."""
     for name, shape, layout in _ARRAY.findall(type_):
-        if name in BITS and "S(" not in layout:
-            yield name, math.prod(int(size) for size in shape.split(",") if size) * BITS[name] / 8
+        if name in BITS:
+            size = math.prod(int(side) for side in shape.split(",") if side) * BITS[name] / 8
+            yield name, size, "S(" not in layout
+
+
+def _arrays(type_: str) -> Iterator[tuple[str, float]]:
+    """(element type, bytes) of each array of a type that lies in device memory."""
+    return ((name, size) for name, size, on_device in _all_arrays(type_) if on_device)
 
 
 def _bytes(type_: str) -> float:
@@ -131,34 +154,69 @@ def _bytes(type_: str) -> float:
 
 
 def _walk(
-    computations: dict[str, list[Instruction]], name: str, times: int, work: Work, *, in_fusion: bool
+    computations: dict[str, list[Instruction]],
+    name: str,
+    times: int,
+    work: Work,
+    *,
+    in_fusion: bool = False,
+    in_loop: bool = False,
 ) -> None:
     here = {instruction.name: instruction for instruction in computations[name]}
     for instruction in computations[name]:
         opcode = instruction.opcode
         if opcode.removesuffix("-done") in COLLECTIVES:
             begun = here[instruction.operands[0]] if opcode.endswith("-done") else instruction
-            _count(instruction, opcode.removesuffix("-done"), begun.rest, times, work)
+            _count(instruction, opcode.removesuffix("-done"), begun.rest, times, work, in_loop)
         called = [] if opcode.endswith(("-done", "-update")) else _CALLED.findall(instruction.rest)
-        if not in_fusion and opcode not in _FREE and not opcode.endswith(("-done", "-update")):
+        free = (
+            opcode in _FREE or opcode.endswith(("-done", "-update")) or _NAMES_ONLY.search(instruction.rest)
+        )
+        if not in_fusion and not free:
             inner = next(
                 (computations[c] for key, c in called if key == "calls" and opcode == "fusion"), None
             )
             work.traffic += times * _traffic(instruction, here, inner)
-        trips = _TRIPS.search(instruction.rest)
+        trips = _rounds(instruction, dict(called), computations) if opcode == "while" else 1
+        work.rounds += times * trips if opcode == "while" else 0
         for key, other in called:
-            rounds = int(trips[1]) if trips and key in ("body", "condition") else 1
+            rounds = trips if key in ("body", "condition") else 1
             if key != "to_apply" or opcode == "call":
                 fused = in_fusion or opcode == "fusion" or opcode.endswith("-start")
-                _walk(computations, other, times * rounds, work, in_fusion=fused)
+                inside = in_loop or key == "body"
+                _walk(computations, other, times * rounds, work, in_fusion=fused, in_loop=inside)
         for several, one in _BRANCHES.findall(instruction.rest):
             for other in re.findall(r"[\w.\-]+", several or one):
-                _walk(computations, other, times, work, in_fusion=in_fusion)
+                _walk(computations, other, times, work, in_fusion=in_fusion, in_loop=in_loop)
 
 
-def _count(instruction: Instruction, kind: str, attributes: str, times: int, work: Work) -> None:
+def _rounds(loop: Instruction, called: dict[str, str], computations: dict[str, list[Instruction]]) -> int:
+    if told := _TRIPS.search(loop.rest):
+        return int(told[1])
+    condition = {other.name: other for other in computations[called["condition"]]}
+    compared = next(other for other in condition.values() if other.root)
+    if compared.opcode == "compare" and "direction=LT" in compared.rest:
+        limit = condition.get(compared.operands[-1])
+        if limit is not None and limit.opcode == "constant":
+            return int(limit.inside)
+    return 1
+
+
+def _group(attributes: str) -> int:
+    """How many devices take part in a collective; 2 where the text does not say."""
     found = _GROUPS.search(attributes)
-    size = int(found[3] or len(found[1].split(","))) if found else 2
+    if found is None:
+        return 2
+    if found[4] is None:
+        return int(found[3] or len(found[1].split(",")))
+    sizes = {name: int(size) for name, size, _ in _MESH_AXIS.findall(found[4])}
+    return math.prod(int(part) if part else sizes[name] for name, _, part in _MESH_AXIS.findall(found[5]))
+
+
+def _count(
+    instruction: Instruction, kind: str, attributes: str, times: int, work: Work, in_loop: bool
+) -> None:
+    size = _group(attributes)
     share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(kind, (size - 1) / size)
     sizes: dict[str, float] = defaultdict(float)
     for element, result in _arrays(re.sub(r"S\(\d+\)", "", instruction.type)):  # wherever it lies
@@ -166,6 +224,7 @@ def _count(instruction: Instruction, kind: str, attributes: str, times: int, wor
     for element, whole in sizes.items():
         entry = work.collectives[kind, element]
         entry.count += times
+        entry.repeated += times * in_loop
         entry.bytes += times * whole
         entry.sent += times * whole * share
 
@@ -180,8 +239,11 @@ def _traffic(
         return 2 * result
     if opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _bytes(operands[-1 if opcode == "scatter" else 1])
-    if opcode.endswith("-start"):
-        return sum(map(_bytes, operands)) * 2
+    if opcode.endswith(
+        "-start"
+    ):  # (from, to, ...): what is moved is the smaller, wherever either of them lies
+        ends = list(_all_arrays(instruction.type))[:2]
+        return min(size for _, size, _ in ends) * sum(on_device for _, _, on_device in ends) if ends else 0.0
     if inner is None:
         return result + sum(map(_bytes, operands))
     inside = {other.name: other for other in inner}

@@ -22,6 +22,7 @@ from ramen_jax.model.encoder import TOP_EPS, Bands
 from ramen_jax.model.encodings import sincos, sincos_2d
 from ramen_jax.model.images import gather_slots, scatter_cells, spread_slots, to_pixels, token_frames
 from ramen_jax.model.layers import in_chunks, layer_norm, linear
+from ramen_jax.model.products import ANYWHERE, Places, product
 from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
 from ramen_jax.model.transformer import Block, Transformer
@@ -36,7 +37,13 @@ class RamenDecoder(nnx.Module):
     """RAMEN's decoder."""
 
     def __init__(
-        self, config: Architecture, recipe: Recipe, *, attention: Attention = PORTABLE, rngs: nnx.Rngs
+        self,
+        config: Architecture,
+        recipe: Recipe,
+        *,
+        attention: Attention = PORTABLE,
+        places: Places = ANYWHERE,
+        rngs: nnx.Rngs,
     ):
         dim = config.decoder_embed_dim
         if dim % 4:
@@ -61,6 +68,7 @@ class RamenDecoder(nnx.Module):
             remat=config.remat,
             dtype=self.dtype,
             attention=attention,
+            places=places,
             rngs=rngs,
         )
         self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)
@@ -70,7 +78,7 @@ class RamenDecoder(nnx.Module):
 
     def tokens(self, encoded_RxExD: jax.Array, rows: Rows, bands: Bands) -> jax.Array:
         """Decoded tokens of every row, [R, L, D] float32."""
-        visible = self.embed(encoded_RxExD.astype(self.dtype)).astype(jnp.float32)
+        visible = product(encoded_RxExD, self.embed).astype(jnp.float32)
         place_RxL = rows.decoder_encoder_RxL
         placed = jnp.take_along_axis(visible, jnp.maximum(place_RxL, 0)[:, :, None], axis=1)
         tokens = jnp.where((place_RxL >= 0)[:, :, None], placed, self.mask_token[...][None, None])

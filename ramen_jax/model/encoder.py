@@ -19,6 +19,7 @@ from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.encodings import sincos_2d
 from ramen_jax.model.images import gather_cells, gather_slots, sampled, spread_slots, token_frames
 from ramen_jax.model.layers import layer_norm
+from ramen_jax.model.products import ANYWHERE, Places
 from ramen_jax.model.projector import ChannelProjector
 from ramen_jax.model.resampler import ScaleResampler
 from ramen_jax.model.temporal import HEADS, LTAE
@@ -36,7 +37,13 @@ class RamenEncoder(nnx.Module):
     """RAMEN's encoder."""
 
     def __init__(
-        self, config: Architecture, recipe: Recipe, *, attention: Attention = PORTABLE, rngs: nnx.Rngs
+        self,
+        config: Architecture,
+        recipe: Recipe,
+        *,
+        attention: Attention = PORTABLE,
+        places: Places = ANYWHERE,
+        rngs: nnx.Rngs,
     ):
         dim = config.embed_dim
         if dim % (2 * HEADS):
@@ -60,6 +67,7 @@ class RamenEncoder(nnx.Module):
             remat=config.remat,
             dtype=self.dtype,
             attention=attention,
+            places=places,
             rngs=rngs,
         )
         self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)

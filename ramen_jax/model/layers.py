@@ -30,9 +30,9 @@ def bias_of(layer: nnx.Linear) -> jax.Array:
     return layer.bias[...]
 
 
-def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs, dtype: Any = None) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, statistics in float32 by the two-pass formula."""
-    return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
+def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, in float32, statistics by the two-pass formula."""
+    return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 def in_pieces(x: jax.Array) -> jax.Array:

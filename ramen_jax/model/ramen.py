@@ -24,10 +24,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ramen_jax.attention.attention import PORTABLE, Attention
+from ramen_jax.model import flops
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.decoder import RamenDecoder
 from ramen_jax.model.encoder import Bands, RamenEncoder
 from ramen_jax.model.loss import check_target, loss_counts, modality_loss
+from ramen_jax.model.products import ANYWHERE, Places
 from ramen_jax.model.temporal import BatchStatistic
 from ramen_jax.recipe import Recipe
 from ramen_jax.rows.batch import Rows
@@ -44,16 +46,18 @@ class Ramen:
         recipe: every trap.
         with_decoder: False for an encoder alone; then there is no `decode` and no `loss`.
         attention: the backend, and the devices that rows and heads are split over; see `on`.
+        places: where the kernels of the stacked blocks lie.
     """
 
     architecture: Architecture
     recipe: Recipe
     with_decoder: bool = True
     attention: Attention = PORTABLE
+    places: Places = ANYWHERE
 
-    def on(self, mesh: Mesh) -> Ramen:
+    def on(self, mesh: Mesh, places: Places = ANYWHERE) -> Ramen:
         """The same model for the devices of a mesh, present or not."""
-        return replace(self, attention=Attention.on(mesh))
+        return replace(self, attention=Attention.on(mesh), places=places)
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Random parameters and initial statistics, float32."""
@@ -118,6 +122,10 @@ class Ramen:
         """Masked pixels and dates of each modality: what the sums of errors are divided by, float32 scalars."""
         return loss_counts(rows, self.recipe.missing)
 
+    def training_flops(self, rows: Rows) -> float:
+        """Operations that a training step spends on the blocks for these rows (numpy), see `flops.of_training`."""
+        return flops.of_training(self.architecture, rows.encoder_segment_RxE, rows.decoder_segment_RxL)
+
     def loss(
         self,
         params: Tree,
@@ -144,20 +152,27 @@ class Ramen:
         for name in rows.images:
             check_target(self.recipe.target, len(bands[name]), name)
         encoder = self.encoder(params, statistics)
-        encoded = encoder(rows, bands, train=train, key=key)
-        predictions = self.decode(params, encoded, rows, bands)
-        losses = {
-            f"loss/{name}": modality_loss(predictions[name], images, counts[name], self.recipe)
-            for name, images in rows.images.items()
-        }
+        with jax.named_scope("encoder"):
+            encoded = encoder(rows, bands, train=train, key=key)
+        with jax.named_scope("decoder"):
+            predictions = self.decode(params, encoded, rows, bands)
+        with jax.named_scope("loss"):
+            losses = {
+                f"loss/{name}": modality_loss(predictions[name], images, counts[name], self.recipe)
+                for name, images in rows.images.items()
+            }
         moved = _keys(nnx.to_pure_dict(nnx.state(encoder, BatchStatistic)), str)
         return sum(losses.values(), start=jnp.zeros(())), (losses, {"encoder": moved})
 
     def _new_encoder(self, rngs: nnx.Rngs) -> RamenEncoder:
-        return RamenEncoder(self.architecture, self.recipe, attention=self.attention, rngs=rngs)
+        return self._new(RamenEncoder, "encoder", rngs)
 
     def _new_decoder(self, rngs: nnx.Rngs) -> RamenDecoder:
-        return RamenDecoder(self.architecture, self.recipe, attention=self.attention, rngs=rngs)
+        return self._new(RamenDecoder, "decoder", rngs)
+
+    def _new(self, kind: Any, side: str, rngs: nnx.Rngs) -> Any:
+        places = self.places.side(side)
+        return kind(self.architecture, self.recipe, attention=self.attention, places=places, rngs=rngs)
 
     @cached_property
     def _definitions(self) -> dict[str, nnx.GraphDef]:

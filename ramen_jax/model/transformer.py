@@ -14,6 +14,7 @@ from flax import nnx
 
 from ramen_jax.attention.attention import PORTABLE, SAVED, Attention
 from ramen_jax.model.layers import layer_norm, linear
+from ramen_jax.model.products import ANYWHERE, Places, product
 
 KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -37,27 +38,32 @@ class Block(nnx.Module):
         *,
         dtype: Any,
         attention: Attention = PORTABLE,
+        places: Places = ANYWHERE,
         rngs: nnx.Rngs,
     ):
         if dim % heads:
             raise ValueError(f"the width {dim} is not a multiple of the number of heads {heads}")
         self.heads = heads
         self.attention = attention
+        self.places = places
         hidden = int(dim * mlp_ratio)
-        self.attention_norm = layer_norm(dim, eps, dtype=dtype, rngs=rngs)
+        # Float32 whatever the dtype: so are the gradients of scale and bias, over all rows of all devices.
+        self.attention_norm = layer_norm(dim, eps, rngs=rngs)
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.project = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.mlp_norm = layer_norm(dim, eps, dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(dim, eps, rngs=rngs)
         self.mlp_inner = linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.mlp_outer = linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxLxD: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         batch, length, dim = x_BxLxD.shape
-        qkv = self.qkv(self.attention_norm(x_BxLxD)).reshape(batch, length, 3, self.heads, dim // self.heads)
+        places, view = self.places, (3, self.heads, dim // self.heads)
+        qkv = product(self.attention_norm(x_BxLxD), self.qkv, places["qkv"], view)
         mixed = self.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], segment_ids)
-        x_BxLxD = x_BxLxD + self.project(mixed.reshape(batch, length, dim))
-        hidden_BxLxF = jax.nn.gelu(self.mlp_inner(self.mlp_norm(x_BxLxD)), approximate=False)
-        return x_BxLxD + self.mlp_outer(hidden_BxLxF)
+        x_BxLxD = x_BxLxD + product(mixed.reshape(batch, length, dim), self.project, places["project"])
+        hidden_BxLxF = product(self.mlp_norm(x_BxLxD), self.mlp_inner, places["mlp_inner"])
+        hidden_BxLxF = jax.nn.gelu(hidden_BxLxF, approximate=False)
+        return x_BxLxD + product(hidden_BxLxF, self.mlp_outer, places["mlp_outer"])
 
 
 class Transformer(nnx.Module):
@@ -74,6 +80,7 @@ class Transformer(nnx.Module):
         remat: str = "none",
         dtype: Any = jnp.float32,
         attention: Attention = PORTABLE,
+        places: Places = ANYWHERE,
         rngs: nnx.Rngs,
     ):
         if remat not in REMAT_POLICIES:
@@ -83,7 +90,9 @@ class Transformer(nnx.Module):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(dim, heads, mlp_ratio, eps, dtype=dtype, attention=attention, rngs=rngs)
+            return Block(
+                dim, heads, mlp_ratio, eps, dtype=dtype, attention=attention, places=places, rngs=rngs
+            )
 
         self.blocks = stacked(rngs)
 

@@ -4,8 +4,12 @@ The model names the axes of its parameters; a configuration maps those names to 
 (parameters and optimizer state between steps) and once for compute (parameters while a step uses them). Plain data
 parallelism, FSDP and tensor parallelism are three settings of the same two tables.
 
-`embed` is a width, `mlp` and `heads` are what tensor parallelism may split, `layers` is the stacked axis of the
-scanned blocks. None stays whole.
+`embed` is a width, `mlp` and `heads` are what tensor parallelism may split, `qkv` are the outputs of that kernel (a cut
+of which is no cut of its heads: stored whole, used by heads), `layers` is the stacked axis of the scanned blocks.
+None stays whole, as do vectors, whose gathering would cost more than it saves.
+
+The kernels of the stacked blocks are gathered layer by layer (`block_places`, ramen_jax.model.products); what is
+outside of the stacks, a small part, once per step (`lent`).
 
 A width that its mesh axis does not divide is no reason to keep a parameter whole on every device: in storage another
 axis of the parameter takes its place. What no axis of divides is told, and refused where it is much.
@@ -21,7 +25,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ramen_jax.console import USAGE, UserError
+from ramen_jax.model.products import Place, Places
 
+BLOCKS = "transformer/blocks/"
 MOST_WHOLE = 0.2  # of the parameters that a mapping means to split; more is refused
 
 Axes = tuple[str | None, ...]
@@ -29,21 +35,18 @@ LogicalAxes = Callable[[tuple[str, ...], int], Axes]
 
 # Read from the top, the first match names the axes; `layers` is put before them inside a stack of blocks.
 _PATTERNS: tuple[tuple[str, Axes], ...] = (
-    (r"qkv/kernel$", ("embed", "heads")),
-    (r"qkv/bias$", ("heads",)),
+    (r"qkv/kernel$", ("embed", "qkv")),
     (r"project/kernel$", ("heads", "embed")),
     (r"(mlp_inner|inner)/kernel$", ("embed", "mlp")),
-    (r"(mlp_inner|inner)/bias$", ("mlp",)),
     (r"(mlp_outer|outer)/kernel$", ("mlp", "embed")),
     (r"resampler/kernels$", (None, "embed", None)),
     (r"(resampler/biases|_codes)$", (None, "embed")),
     (r"ltae/query$", (None, None)),
-    (r"gate_(inner|outer)/bias$", (None,)),
     (
         r"(ltae/(input|key|layers/\d+)|gate_(inner|outer)|decoder/embed|modality_embedding)/kernel$",
         ("embed", None),
     ),
-    (r"(bias|scale|cls_token|mask_token|group_scale|group_bias)$", ("embed",)),
+    (r"(bias|scale|cls_token|mask_token|group_scale|group_bias)$", (None,)),
     (r"temperature$", ()),
 )
 
@@ -62,7 +65,7 @@ def logical_axes(path: tuple[str, ...], ndim: int) -> Axes:
     name = "/".join(path)
     for pattern, axes in _PATTERNS:
         if re.search(pattern, name):
-            if "transformer/blocks" in name:
+            if BLOCKS in name:
                 axes = ("layers", *axes)
             if len(axes) != ndim:
                 raise ValueError(f"parameter {name} has {ndim} axes, its pattern '{pattern}' names {axes}")
@@ -120,6 +123,49 @@ def tree_shardings(
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def block_places(
+    params: Any, mesh: Mesh, storage: Mapping[str, str], compute: Mapping[str, str], logical_axes: LogicalAxes
+) -> Places:
+    """Where the kernels of the stacked blocks lie between steps and in a step; none for a model without stacks."""
+    found = []
+    for name, leaf in flat_names(params).items():
+        side, _, rest = name.partition("/" + BLOCKS)
+        layer, _, kind = rest.rpartition("/")
+        if kind != "kernel":
+            continue
+        logical = logical_axes(tuple(name.split("/")), leaf.ndim)
+        used = tuple("heads" if axis == "qkv" else axis for axis in logical)
+        axes = (
+            layout(leaf.shape, logical, storage, mesh.shape, fall_back=True)[0],
+            layout(leaf.shape, used, compute, mesh.shape)[0],
+        )
+        found.append((f"{side}/{layer}", Place(mesh, *(each[1:] for each in axes))))
+    return Places(tuple(found))
+
+
+def lent(params: Any, stored: Any, used: Any) -> Any:
+    """Parameters moved from their stored to their used shardings, and their gradients straight back.
+
+    Those of the stacked blocks stay where they are.
+    """
+
+    def lend(path: Any, leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:
+        if BLOCKS in jax.tree_util.keystr(path, simple=True, separator="/") or stored == used:
+            return leaf
+
+        @jax.custom_vjp
+        def move(leaf: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(leaf, used)
+
+        move.defvjp(
+            lambda leaf: (move(leaf), None),
+            lambda _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
+        )
+        return move(leaf)
+
+    return jax.tree_util.tree_map_with_path(lend, params, stored, used)
 
 
 class Whole(NamedTuple):

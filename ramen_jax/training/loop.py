@@ -9,6 +9,7 @@ anything else, and what was being measured is left out.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
@@ -25,11 +26,11 @@ from ramen_jax.console import DATA, UserError
 from ramen_jax.parallel import agree, stopping
 from ramen_jax.parallel.mesh import replicated
 from ramen_jax.rows.pipeline import StepBatch
-from ramen_jax.training import checkpoint, initial, lock, workdir
+from ramen_jax.training import checkpoint, initial, lock, profile, workdir
 from ramen_jax.training.bad_samples import FILES, BadSamples
+from ramen_jax.training.clock import Clock
 from ramen_jax.training.evaluators import LOSS, Evaluator, Stopped, stop_here
-from ramen_jax.training.metrics import Clock, Metrics
-from ramen_jax.training.profile import Profile
+from ramen_jax.training.metrics import Metrics
 from ramen_jax.training.program import Program
 from ramen_jax.training.step import State
 
@@ -145,13 +146,14 @@ class _Run:
         self.not_finite: StepBatch | None = None
 
     def train(self) -> Outcome:
-        config, job = self.config, self.job
+        config, job, began = self.config, self.job, time.monotonic()
         note = _print if self.primary else _silent
         keep = config.checkpoint
         self.checkpoints = checkpoint.Checkpoints(
             self.folder, note, keep.keep_latest, keep.keep_best, keep.allow
         )
         end = min(job.steps, config.train.stop_at or job.steps)
+        profile.require_within(config.logging.profile_steps, end)
         done = max(self.checkpoints.steps(), default=0)
         if done < end:
             # Before the state exists; after the checkpoints were opened, so that a wrong workdir is told at once.
@@ -163,7 +165,7 @@ class _Run:
             return Outcome(start, start >= job.steps, self.last_loss)
         listed = FILES.replace("*", "" if self.primary else f"_process{jax.process_index()}")
         self.samples = BadSamples(self.folder / listed, config.data.max_bad_share, saved)
-        self.clock = Clock(self.program.mesh.size, jax.devices()[0].device_kind, saved)
+        self.clock = Clock(self.program.mesh.size, jax.devices()[0].device_kind, saved, began)
         if self.primary:
             workdir.describe_run(self.folder, self.program)
         logging = config.logging
@@ -171,10 +173,12 @@ class _Run:
         try:
             with console.progress(job.steps, "training", "steps", start=start) as bar:
                 self.bar = bar
-                self.clock.pause()
+                self.clock.pause("start")
+                self.clock.seconds["lost"] += self.metrics.lost
                 self.checkpoints.note = self.metrics.note = bar.note if self.primary else _silent
                 done = self.iterate(state, start, end)
             self.checkpoints.close()
+            note(self.clock.summary())
         finally:
             self.metrics.close()
             if self.samples.bad:
@@ -207,7 +211,7 @@ class _Run:
 
     def iterate(self, state: State, start: int, end: int) -> int:
         """Steps `start` to `end` - 1. Returns the number of steps done, which is less after SIGTERM."""
-        hooks, profile = self.hooks(), Profile(self.config.logging.profile_steps, self.folder)
+        hooks, trace = self.hooks(), profile.Profile(self.config.logging.profile_steps, self.folder)
         step = start
         self.stop.begin_steps()
         for batch in self.clock.waiting(self.job.batches(start)):
@@ -218,7 +222,7 @@ class _Run:
                 break
             if decision is Decision.FAIL:
                 self.fail(state)
-            profile.before(step)
+            trace.before(step)
             if step in self.config.train.skip_steps:
                 state = state._replace(step=self.place(np.int32(step + 1)))
             else:
@@ -228,7 +232,7 @@ class _Run:
                 self.read_pending()
                 self.pending = (batch, metrics)
             step += 1
-            profile.after(step, state)
+            trace.after(step, state)
             due = [hook for hook in hooks if hook.due(step, step >= end)]
             if due:
                 self.read_pending()  # what is not finite must be neither measured nor saved
@@ -277,8 +281,12 @@ class _Run:
             return
         self.last_loss = values["loss"]
         self.losses.append(values["loss"])
-        padded = batch.rows.decoder_segment_RxL.size * jax.process_count()
-        self.clock.tick(values["views"], values["tokens"], padded)
+        here = batch.rows.decoder_segment_RxL
+        others = self.program.rows_of_a_step(batch.corpus) / max(
+            len(here), 1
+        )  # rows like these are elsewhere
+        flops = others * self.program.model.training_flops(batch.rows)
+        self.clock.tick(values["views"], values["tokens"], others * here.size, flops)
         self.metrics.write(batch.step, {"corpus": batch.corpus, **values, **self.clock.rates()})
         self.bar.advance(info=self.clock.line(values["loss"]))
 
@@ -309,7 +317,7 @@ class _Run:
             shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items() if name.count("/") < 2)
             self.bar.note(f"after {step} steps: {shown}")
         self.validated = values.get(LOSS, self.validated)
-        self.pause()
+        self.pause("evaluation")
 
     def save(self, state: State, step: int) -> None:
         training = float(np.mean(self.losses)) if self.losses else self.last_loss
@@ -323,11 +331,11 @@ class _Run:
         loss = training if self.validated is None else self.validated
         self.checkpoints.save(step, state, meta, loss if np.isfinite(loss) else 1e30)
         self.losses, self.validated = [], None
-        self.pause()
+        self.pause("save")
 
-    def pause(self) -> None:
-        """What took place since the last step (evaluation, saving) is in no rate and no time left."""
-        self.bar.began += self.clock.pause()
+    def pause(self, kind: str) -> None:
+        """What took place since the last step is in no rate and no time left."""
+        self.bar.began += self.clock.pause(kind)
 
     def place(self, value: np.generic) -> jax.Array:
         return jax.device_put(value, replicated(self.program.mesh))

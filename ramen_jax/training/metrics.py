@@ -1,18 +1,13 @@
-"""What a run reports: a line of JSON per step, TensorBoard curves, rates, time left, core-seconds."""
+"""What a run reports: a line of JSON per step, and TensorBoard curves."""
 
 import json
 import math
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-Batch = TypeVar("Batch")
+from typing import Any
 
 FILE = "metrics.jsonl"
-WARMING_STEPS = 2  # the first steps of a process compile or fill queues: they stay out of the rates
 
 
 class Metrics:
@@ -20,6 +15,9 @@ class Metrics:
 
     Opening at `start` drops lines of later steps, which a killed run may have written after its last checkpoint. A
     full disk loses lines, never the training: the first failure is told by `note`. Only the `primary` process writes.
+
+    Attributes:
+        lost: seconds that the steps of the dropped lines took.
     """
 
     def __init__(
@@ -34,12 +32,13 @@ class Metrics:
         self.path = workdir / FILE
         self.every = every
         self.note = note
+        self.lost = 0.0
         self._failed = False
         self._file: Any = None
         self._board: Any = None
         if not primary:
             return
-        _cut(self.path, start)
+        self.lost = _cut(self.path, start)
         self._file = self.path.open("a")
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -78,13 +77,15 @@ class Metrics:
         self._failed = True
 
 
-def _cut(path: Path, start: int) -> None:
-    """Keeps the lines of steps before `start`; a half-written last line goes too."""
+def _cut(path: Path, start: int) -> float:
+    """Keeps the lines of steps before `start`; a half-written last line goes too. Returns the seconds of the others."""
     if not path.is_file():
-        return
+        return 0.0
+    dropped = [json.loads(line) for step, line in _lines(path) if step >= start]
     partial = path.with_suffix(".partial")
     partial.write_text(before(path, start))
     os.replace(partial, path)
+    return float(sum(line.get("step_seconds", 0.0) for line in dropped))
 
 
 def before(path: Path, step: int) -> str:
@@ -111,78 +112,3 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-class Clock:
-    """Time and throughput of a training, across interruptions.
-
-    `core_seconds` counts devices x seconds spent in steps, by device kind, and travels in the checkpoint.
-    """
-
-    def __init__(
-        self, devices: int, kind: str, saved: Mapping[str, Any] | None = None, window: int = 50
-    ) -> None:
-        self.devices, self.kind = devices, kind
-        self.core_seconds: dict[str, float] = dict((saved or {}).get("core_seconds", {}))
-        self._ticks = 0
-        self._last = time.monotonic()
-        self._waited = 0.0
-        self._window: deque[tuple[float, ...]] = deque(maxlen=window)
-
-    def saved(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
-        return {"core_seconds": dict(self.core_seconds)}
-
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time that each of them takes to arrive counts as waiting for data."""
-        arriving = iter(batches)
-        while True:
-            began = time.monotonic()
-            batch = next(arriving, None)
-            self._waited += time.monotonic() - began
-            if batch is None:
-                return
-            yield batch
-
-    def tick(self, views: float, tokens: float, padded: float) -> float:
-        """Ends a step that trained `views` views, `tokens` real tokens, `padded` including padding. Returns seconds."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        self.core_seconds[self.kind] = self.core_seconds.get(self.kind, 0.0) + seconds * self.devices
-        self._ticks += 1
-        if self._ticks > WARMING_STEPS:
-            self._window.append((seconds, views, tokens, padded, min(self._waited, seconds)))
-        self._waited = 0.0
-        return seconds
-
-    def pause(self) -> float:
-        """What happened since the last tick (compilation, validation) is no step. Returns its seconds."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        self._waited = 0.0
-        return seconds
-
-    def rates(self) -> dict[str, float]:
-        """views/s, tokens/s real and with padding, seconds per step, over the last steps; empty at first.
-
-        `data_wait_share`: of that time, how much the host waited for its next batch. A device still busy with the
-        step before loses less.
-        """
-        seconds = sum(entry[0] for entry in self._window)
-        if not seconds:
-            return {}
-        names = ("samples_per_second", "tokens_per_second", "padded_tokens_per_second")
-        sums = (sum(entry[index] for entry in self._window) for index in (1, 2, 3))
-        rates = {name: total / seconds for name, total in zip(names, sums, strict=True)}
-        waited = sum(entry[4] for entry in self._window)
-        return {**rates, "step_seconds": seconds / len(self._window), "data_wait_share": waited / seconds}
-
-    def line(self, loss: float) -> str:
-        """`loss 0.93 · 41 samples/s · 30,000 tokens/s (97 % real)`; the progress bar adds the time left."""
-        rates = self.rates()
-        parts = [f"loss {loss:.5g}"]
-        if rates:
-            real = rates["tokens_per_second"] / max(rates["padded_tokens_per_second"], 1e-9)
-            parts.append(f"{rates['samples_per_second']:.3g} samples/s")
-            parts.append(f"{rates['tokens_per_second']:,.0f} tokens/s ({real:.0%} real)")
-        return " · ".join(parts)

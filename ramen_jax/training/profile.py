@@ -30,6 +30,17 @@ class Profile:
             jax.profiler.stop_trace()
 
 
+def require_within(steps: str, end: int) -> None:
+    """UserError where steps to be profiled lie beyond the last of a run, or are not of the form."""
+    last = parse(steps)[1]
+    if last > end:
+        raise UserError(
+            f"config.logging.profile_steps is {steps!r}, but the run ends after step {end}; "
+            f"expected FIRST:END with END at most {end}",
+            USAGE,
+        )
+
+
 def parse(steps: str) -> tuple[int, int]:
     """(first, end) of "20:25"; (-1, -1) of ""."""
     if not steps:

@@ -93,6 +93,10 @@ class Program:
         """This process's rows (numpy) of a "step" or an "evaluation" as global arrays, split over the mesh."""
         return meshes.put_rows(rows, self.mesh, self.inputs[kind][corpus].rows)
 
+    def rows_of_a_step(self, corpus: str) -> int:
+        """Over all processes."""
+        return int(jax.tree.leaves(self.inputs["step"][corpus].rows)[0].shape[0])
+
     def local_rows(self, corpus: str, kind: str = "step") -> tuple[int, ...]:
         """Numbers of the rows of a step that this process's devices hold: those that it has to read."""
         return meshes.local_rows(self.mesh, jax.tree.leaves(self.inputs[kind][corpus].rows)[0].shape[0])
@@ -106,7 +110,7 @@ class Program:
             self.inputs["step"][corpus].bands,
             seed=self.config.seed,
             micro=self.config.optimizer.accumulate,
-            for_compute=lambda params: jax.lax.with_sharding_constraint(params, self._compute_shardings()),
+            for_compute=self.for_compute,
         )
         rows_split = jax.sharding.NamedSharding(self.mesh, meshes.ROWS)
         jitted = jax.jit(
@@ -116,6 +120,11 @@ class Program:
             out_shardings=(self._shardings, meshes.replicated(self.mesh)),  # metrics on every device
         )
         return jitted.lower(self.abstract, self.abstract_rows("step", corpus))
+
+    def for_compute(self, params: Any) -> Any:
+        """Parameters as a step uses them; their gradients come back as they are stored. See `rules.lent`."""
+        used = rules.tree_shardings(params, self.mesh, self.config.sharding.compute, self.logical_axes)
+        return rules.lent(params, self._shardings.params, used)
 
     def lower_evaluation(self, corpus: str) -> jax.stages.Lowered:
         """evaluation(params, statistics, rows) -> (sums of errors, counts), see `step.make_evaluation`."""
@@ -186,6 +195,10 @@ class Program:
         shapes = jax.eval_shape(self._new_state)
         whole, stored = meshes.replicated(self.mesh), self.config.sharding.storage
         self.kept_whole = rules.refuse_whole(shapes.params, self.mesh, stored, self.logical_axes)
+        used = self.config.sharding.compute
+        self.model = self.model.on(
+            self.mesh, rules.block_places(shapes.params, self.mesh, stored, used, self.logical_axes)
+        )
         self._shardings = State(
             step=whole,
             alive=whole,
@@ -199,11 +212,6 @@ class Program:
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
             shapes,
             self._shardings,
-        )
-
-    def _compute_shardings(self) -> Any:
-        return rules.tree_shardings(
-            self.abstract.params, self.mesh, self.config.sharding.compute, self.logical_axes
         )
 
 

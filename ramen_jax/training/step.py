@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from ramen_jax.model.products import ANYWHERE, Places
+
 Tree = Any  # nested dicts of arrays, string keys only (they survive any checkpoint format)
 Metrics = dict[str, jax.Array]
 
@@ -35,14 +37,17 @@ class State(NamedTuple):
 class Model(Protocol):
     """What the step needs of a model; `ramen_jax.model.ramen.Ramen` is one."""
 
-    def on(self, mesh: Mesh) -> "Model":
-        """The same model for the devices of a mesh."""
+    def on(self, mesh: Mesh, places: Places = ANYWHERE) -> "Model":
+        """The same model for the devices of a mesh, the kernels of its stacked blocks in these places."""
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """-> params, statistics."""
 
     def counts(self, rows: Any) -> dict[str, jax.Array]:
         """Masked values per modality."""
+
+    def training_flops(self, rows: Any) -> float:
+        """Operations of a training step on these rows (numpy)."""
 
     def loss(
         self,
@@ -106,7 +111,8 @@ def make_step(
             grads, statistics, metrics = _accumulate(gradient, state, rows_R, step_key, micro)
 
         norm = optax.global_norm(grads)
-        params, opt_state = update(grads, state)
+        with jax.named_scope("optimizer"):
+            params, opt_state = update(grads, state)
         # The result is looked at before it takes the place of the old state, and computed once more for that: so the
         # new numbers need no memory beside the old ones. The barrier keeps the compiler from making one of the two.
         seen, _ = update(*jax.lax.optimization_barrier((grads, state)))

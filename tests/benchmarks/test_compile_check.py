@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from ramen_jax import config as configuration
-from ramen_jax.benchmarks import chips, hlo
+from ramen_jax.attention.splash import block_of
 from ramen_jax.benchmarks import compile_check as engine
+from ramen_jax.benchmarks import hlo
 from ramen_jax.console import UserError
+from ramen_jax.parallel import chips
 
 # The text of a compiled module: a loop of three rounds that gathers a layer, and one sum of bfloat16 gradients.
 MODULE = """HloModule example, num_partitions=8
@@ -70,6 +72,57 @@ def test_traffic_is_that_of_the_layer_and_not_of_the_stack_it_is_cut_from():
     layer = 16 * 8 * 4
     rounds = 3 * (layer + layer + 4 + 2 * layer)  # cut: written, read, place; gather: begun
     assert hlo.read(MODULE).traffic == rounds + 128 + 128  # copy reads 64 bfloat16; the sum writes as many
+
+
+# The same as a TPU's compiler writes it: rounds in the condition alone, groups by axes of the mesh, slices in flight.
+TPU_MODULE = """HloModule example, num_partitions=8
+
+%body (carry: (s32[], bf16[4,64])) -> (s32[], bf16[4,64]) {
+  %carry = (s32[], bf16[4,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %x = bf16[4,64]{1,0} get-tuple-element(%carry), index=1
+  %names = bf16[4,64]{1,0} custom-call(%x), custom_call_target="ConcatBitcast"
+  %begun = ((bf16[4,64]{1,0}), bf16[1,64]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%names), slice={[0:1], [0:64]}
+  %near = bf16[1,64]{1,0:S(1)} slice-done(%begun)
+  %sum = bf16[1,64]{1,0:S(1)} all-reduce(%near), replica_groups=mesh['data'=2,'tensor'=4] {'tensor'}, to_apply=%add
+  ROOT %next = (s32[], bf16[4,64]{1,0}) tuple(%i, %x)
+}
+
+%condition (carry.1: (s32[], bf16[4,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  %carry.1 = (s32[], bf16[4,64]{1,0}) parameter(0)
+  %now = s32[] get-tuple-element(%carry.1), index=0
+  ROOT %go = pred[] compare(%now, %limit), direction=LT
+}
+
+ENTRY %main (start: (s32[], bf16[4,64])) -> (s32[], bf16[4,64]) {
+  %start = (s32[], bf16[4,64]{1,0}) parameter(0)
+  ROOT %loop = (s32[], bf16[4,64]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_loops_groups_and_moves_are_read_as_a_tpu_compiler_writes_them():
+    """(Mutants: one round; a group of two devices; a slice counted as the array it is cut from.)"""
+    work = hlo.read(TPU_MODULE)
+    summed = work.collectives["all-reduce", "bf16"]
+    assert (summed.count, summed.repeated, work.rounds) == (12, 12, 12)
+    assert summed.sent == 12 * 128 * 2 * 3 / 4
+    # The slice is read from device memory, its copy lies on the chip; the condition compares two numbers.
+    assert work.traffic == 12 * (128 + 4 + 4 + 1)
+
+
+def test_pairs_are_those_of_views_and_work_is_that_of_blocks():
+    """Two rows of 1,024 tokens in blocks of 512: one view over all; two views, each a block, one shorter by 12.
+
+    (Mutant: pairs of the whole row for the second.)
+    """
+    rows = [[1024], [500, 512]]
+    assert engine.real_pairs(rows) == (1024**2 + 500**2 + 512**2) / 2
+    assert block_of(1024) == 512
+    # The second view begins in the first block: all four blocks meet in both rows.
+    assert engine.visited_pairs(rows, 1024) == 1024**2
+    assert engine.visited_pairs([[512, 512]], 1024) == 2 * 512**2
 
 
 def test_text_that_is_no_module_is_an_error():
@@ -133,6 +186,24 @@ def test_a_corpus_that_the_configuration_lacks_is_refused(repository):
         engine.run(configuration.load(path), arguments, [])
 
 
+def test_what_the_compiler_found_no_room_for_does_not_fit_though_it_be_less_than_the_chip_has():
+    """A v5e leaves programs 15.75 of its 16 GiB. (Mutant: only the peak is compared.)"""
+    chip = chips.CHIPS["v5e"]
+    found = engine.Check("flairhub", 4, 1.0, 2.0, None, 15.9 * 2**30, 1.0, 1.0, None)
+    assert not found.fits(chip)
+    assert dataclasses.replace(found, work=hlo.Work()).fits(chip)
+    assert "does not fit" in engine.summary([found], chip)
+
+
+def test_the_bound_is_the_slowest_part_and_mfu_counts_the_models_operations_alone():
+    """(Mutant: what is recomputed counts as utilisation.)"""
+    chip = chips.CHIPS["v5e"]
+    work = hlo.Work(traffic=chip.bandwidth * 0.1)
+    found = engine.Check("flairhub", 4, 1.0, 2.0, 1.0, 1.0, chip.flops * 0.1, chip.flops * 0.2, work)
+    assert found.bound(chip) == "arithmetic"
+    assert found.mfu(chip) == pytest.approx(0.5)
+
+
 def test_the_compilers_complaint_tells_what_was_needed():
     text = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     assert engine.needed(text + "Used 20.5G of 15.75G hbm. Exceeded by 4.75G.") == 20.5 * 2**30
@@ -159,7 +230,7 @@ def test_advice_is_the_cheapest_change(repository, parameters, optimizer, peak, 
     """On a chip of 16 GiB, four rows. (Mutant: micro-batches that would not fit either.)"""
     config = configuration.load(f"{repository}/configs/base.py", overrides)
     found = engine.Check(
-        "flairhub", 4, *(2**30 * x for x in (parameters, optimizer)), None, peak * 2**30, 1.0, None
+        "flairhub", 4, *(2**30 * x for x in (parameters, optimizer)), None, peak * 2**30, 1.0, 1.0, None
     )
     if parameters + optimizer < 8 and "chips" in expected:
         found = dataclasses.replace(found, rows=1)

@@ -62,13 +62,14 @@ def test_huge_is_split_on_256_devices_and_refused_on_512_with_what_would_do(huge
 
 def test_what_stays_whole_is_named_largest_first():
     tree = {
-        "encoder": {"cls_token": jax.ShapeDtypeStruct((6,), "float32")},
+        "encoder": {"cls_token": jax.ShapeDtypeStruct((6,), "float32")},  # a vector, never meant to be split
+        "b": {"mlp_outer": {"kernel": jax.ShapeDtypeStruct((6, 3), "float32")}},
         "decoder": {"embed": {"kernel": jax.ShapeDtypeStruct((6, 10), "float32")}},
         "a": {"mlp_inner": {"kernel": jax.ShapeDtypeStruct((8, 66), "float32")}},
     }
     found = rules.kept_whole(tree, sizes(fsdp=4), STORAGE, rules.logical_axes)
-    assert found.names == ("decoder/embed/kernel", "encoder/cls_token")
-    assert found.share == pytest.approx(66 / (66 + 528))
+    assert found.names == ("decoder/embed/kernel", "b/mlp_outer/kernel")
+    assert found.share == pytest.approx((60 + 18) / (60 + 18 + 528))
     assert (
         rules.refuse_whole(tree, SimpleNamespace(shape=sizes(fsdp=4)), STORAGE, rules.logical_axes) == found
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ramen_jax import config as configuration
+from ramen_jax.model.products import ANYWHERE
 from ramen_jax.parallel.mesh import local_rows, make_mesh
 from ramen_jax.rows.pipeline import StepBatch
 from ramen_jax.sensors import sensor
@@ -34,7 +35,7 @@ class ToyRows(NamedTuple):
 class ToyModel:
     """The functional face of the real model over two layers and a running mean."""
 
-    def on(self, mesh):
+    def on(self, mesh, places=ANYWHERE):
         return self
 
     def init(self, key):
@@ -44,6 +45,9 @@ class ToyModel:
             "out": {"0": {"kernel": 0.125 * jax.random.normal(keys[1], (4 * WIDTH, WIDTH))}},
         }
         return params, {"mean": jnp.zeros(WIDTH)}
+
+    def training_flops(self, rows):
+        return 0.0
 
     def counts(self, rows):
         return {"s2": jnp.float32(rows.values_RxD.size)}

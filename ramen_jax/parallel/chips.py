@@ -1,7 +1,9 @@
-"""What TPU chips can do, and the slices that they come in.
+"""What chips can do, and the slices that TPUs come in.
 
-Sources: cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, "System architecture", figures per chip. Interconnect
-bandwidth is that of all links of a chip in one direction together; a slice that is not a full torus has less.
+Sources: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, "System architecture", figures per chip, as of November
+2026; where two editions differ (v6e: 1,600 and 1,640 GB/s of memory, 3,200 and 3,584 Gbit/s of interconnect), the
+smaller. Interconnect bandwidth is that of all links of a chip in one direction together; a slice that is not a full
+torus has less. Peaks of GPUs are those of NVIDIA's data sheets, dense, without sparsity.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class Chip:
         bandwidth: bytes per second between chip and HBM.
         links: bytes per second to other chips.
         axes: of its torus.
+        lanes: width of a matrix unit: narrower factors leave the rest of it idle.
         topologies: slices that are sold, the first and the last of each row of the documentation.
     """
 
@@ -33,6 +36,7 @@ class Chip:
     bandwidth: float
     links: float
     axes: int
+    lanes: int
     topologies: tuple[str, ...]
 
 
@@ -41,12 +45,34 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * 2**30, 275e12, 1228e9, 300e9, 3, _CUBES),  # 2400 Gbps
-        Chip("v5e", 16 * 2**30, 197e12, 819e9, 200e9, 2, _FLAT),  # 1600 Gbps
-        Chip("v5p", 95 * 2**30, 459e12, 2765e9, 600e9, 3, _CUBES),  # 4800 Gbps
-        Chip("v6e", 32 * 2**30, 918e12, 1640e9, 448e9, 2, _FLAT),  # 3584 Gbps
+        Chip("v4", 32 * 2**30, 275e12, 1200e9, 300e9, 3, 128, _CUBES),  # 2400 Gbps
+        Chip("v5e", 16 * 2**30, 197e12, 819e9, 200e9, 2, 128, _FLAT),  # 1600 Gbps
+        Chip("v5p", 95 * 2**30, 459e12, 2765e9, 600e9, 3, 128, _CUBES),  # 4800 Gbps
+        Chip("v6e", 32 * 2**30, 918e12, 1600e9, 400e9, 2, 256, _FLAT),  # 3200 Gbps
     )
 }
+
+
+# Beginnings of a JAX device's `device_kind`, the longest that fits counts -> bfloat16 operations per second.
+_PEAKS = {
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Bfloat16 operations per second of a device as JAX names it; None for one that is not in the table (a CPU)."""
+    known = [start for start in _PEAKS if device_kind.startswith(start)]
+    return _PEAKS[max(known, key=len)] if known else None
 
 
 @dataclass(frozen=True)
