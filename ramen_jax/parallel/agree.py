@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # the service has no public door; Orbax uses this one too
 
-from ramen_jax.console import DATA, UserError
+from ramen_jax.console import DATA, INTERRUPTED, UserError
 from ramen_jax.parallel import leaving, line, stopping
 
 PATIENCE = 600.0  # seconds that a process waits for the others by default
@@ -148,7 +148,7 @@ def failing_together() -> Iterator[None]:
     with leaving.giving_back(ours.close), _stopping_together(ours):
         try:
             yield
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             _end_by(error, ours)
         _over.set()
         ours.close()
@@ -165,16 +165,19 @@ def _stopping_together(ours: line.Line) -> Iterator[None]:
         yield
 
 
-def _end_by(error: Exception, ours: line.Line) -> None:
+def _end_by(error: Exception | KeyboardInterrupt, ours: line.Line) -> None:
     """The end of this process by an error, which may be no more than what another's death looks like from here."""
     if _cause.wait(NEWS) and not (_heard["what"] == line.FAILED and isinstance(error, UserError)):
         threading.Event().wait()  # `hear` ends this process and says why
-    code = getattr(error, "code", DATA)
-    ours.tell(line.FAILED, error=str(error) or type(error).__name__, code=code)
+    if isinstance(error, KeyboardInterrupt):
+        code, told = INTERRUPTED, "interrupted"
+    else:
+        code, told = getattr(error, "code", DATA), str(error) or type(error).__name__
+    ours.tell(line.FAILED, error=told, code=code)
     _over.set()
-    if not isinstance(error, UserError) or "--debug" in sys.argv:
+    if not isinstance(error, UserError | KeyboardInterrupt) or "--debug" in sys.argv:
         traceback.print_exc()
-    leaving.leave(code, f"error: {error}")
+    leaving.leave(code, f"error: {told}")
 
 
 def hear(message: line.Message) -> None:

@@ -148,8 +148,13 @@ def _call_the_roll(place: Place, timeout: float) -> dict[int, socket.socket]:
                 if time.monotonic() > deadline:
                     raise UserError(_missing(place, sorted(present), timeout), DATA)
                 server.settimeout(0.2)
-                with contextlib.suppress(TimeoutError):
+                try:
                     _welcome(server.accept()[0], place, present)
+                    if len(present) < place.num_processes - 1:
+                        continue
+                except TimeoutError:
+                    pass
+                # Whoever came and was killed meanwhile is waited for again.
                 for number in [number for number, end in present.items() if _has_hung_up(end)]:
                     present.pop(number).close()
     except UserError as error:

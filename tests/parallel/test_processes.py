@@ -172,6 +172,17 @@ def test_a_killed_process_is_missed_at_once_and_named_by_all_others(start, tmp_p
     close(losses(tmp_path / "run"), alone)
 
 
+def test_ctrl_c_in_one_ends_all(start, tmp_path):
+    """(Mutant: an interruption leaves without a word: JAX waits 20 s for the others, who wait for it.)"""
+    group = start(TOY_SECONDS="0.1")
+    wait_for_steps(tmp_path / "run", 2)
+    group[1].send_signal(signal.SIGINT)
+    found = ends(group, SOON)
+    assert [status for status, _ in found] == [130, 130], found
+    assert "error: process 1 failed: interrupted" in found[0][1]
+    assert "Traceback" not in found[1][1]
+
+
 def test_a_process_that_does_not_come_is_named_by_the_others(start):
     found = ends(start(processes=4, missing=[2], MEETING="2"), SOON)
     assert [status for status, _ in found] == [1] * 3
