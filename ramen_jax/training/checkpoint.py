@@ -44,7 +44,8 @@ Note = Callable[[str], None]
 def quiet_libraries() -> None:
     """Keeps Orbax from printing the stack of every background thread that a full disk stops: we say it in a line."""
     absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _Manager(ocp.CheckpointManager):

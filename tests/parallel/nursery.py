@@ -70,6 +70,7 @@ class Nursery:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def start(self, program: str, arguments: list[str], log: Path, **environment: str) -> Child:
+        log.touch()
         with self._news:
             order = {"program": program, "arguments": arguments, "log": str(log), "environment": environment}
             self._process.stdin.write(json.dumps(order) + "\n")

@@ -40,8 +40,15 @@ def broken_at_twelve(batches):
         yield batch
 
 
-def full_disk(manager):
-    raise OSError(28, "No space left on device")
+def failing_late(save: Callable[..., Any]) -> Callable[..., Any]:
+    """`save`, after which the disk is full."""
+
+    def saving(manager, *arguments, **options):
+        begun = save(manager, *arguments, **options)
+        manager.failure = OSError(28, "No space left on device")
+        return begun
+
+    return saving
 
 
 def slowed(what: Callable[..., Any], name: str, seconds: float = 0.5) -> Callable[..., Any]:
@@ -76,7 +83,7 @@ def train() -> int:
     if here("FULL_DISK_IN"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     if here("LATE_DISK_IN"):
-        checkpoint.ocp.CheckpointManager.check_for_errors = full_disk
+        checkpoint._Manager.save = failing_late(checkpoint._Manager.save)
     if here("BLIND_IN"):
         checkpoint.Checkpoints.steps = lambda self: []
     workdir = Path(sys.argv[1] + os.environ.get("OWN_WORKDIR", ""))
