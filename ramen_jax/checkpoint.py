@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ramen_jax import console, export
+from ramen_jax import console, export, storage
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.training import inspection
 
@@ -30,11 +30,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("action", choices=ACTIONS, help="what to do")
     parser.add_argument(
-        "path", type=console.path, help="a workdir, its checkpoints folder, or one checkpoint"
+        "path", type=storage.checkpoint, help="a workdir, its checkpoints folder, or one checkpoint"
     )
     parser.add_argument("--step", type=int, help="the checkpoint of this step (all; copy: the newest)")
     parser.add_argument(
-        "--output", type=console.path, help="copy: workdir to copy into; to-safetensors: file to write"
+        "--output", type=storage.local, help="copy: workdir to copy into; to-safetensors: file to write"
     )
     parser.add_argument("--decoder", action="store_true", help="to-safetensors: with the decoder")
     parser.add_argument("--overwrite", action="store_true", help="to-safetensors: replace an existing file")

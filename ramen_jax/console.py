@@ -121,16 +121,6 @@ def one_line(text: str, longest: int = 500) -> str:
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
-def path(text: str) -> Path:
-    """A path as people write it, `~` being their home, which a shell only expands at the beginning of a word."""
-    if "\0" in text:
-        raise UserError(f"{text!r}: no path holds a null character", USAGE)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text}: {error}", USAGE) from error
-
-
 def call(module: str, *arguments: Any) -> Any:
     """`module.run(*arguments)`, imported only now: a command line is read, and its help printed, without JAX."""
     return importlib.import_module(module).run(*arguments)

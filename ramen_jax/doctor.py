@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ramen_jax import config as configuration
-from ramen_jax import console
+from ramen_jax import console, storage
 
 EXAMPLES = """  python -m ramen_jax.doctor                                                        # this machine
   python -m ramen_jax.doctor --config configs/base.py --workdir runs/base           # for this training
@@ -23,7 +23,7 @@ def run() -> int:
     )
     parser.add_argument("--config", default="", metavar="FILE", help="configuration to be trained")
     parser.add_argument(
-        "--workdir", type=console.path, metavar="DIR", help="folder of the run; nothing stays in it"
+        "--workdir", type=storage.place, metavar="DIR", help="folder of the run; nothing stays in it"
     )
     parser.add_argument(
         "--distributed",

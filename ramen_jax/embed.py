@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ramen_jax import console
+from ramen_jax import console, storage
 
 EXAMPLES = """  python -m ramen_jax.embed --checkpoint runs/base --image scene.tif --sensor sentinel2_l2a \\
       --target-gsd 40 --output features.tif --pca features.png
@@ -26,11 +26,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         EXAMPLES,
     )
     parser.add_argument(
-        "--checkpoint", type=console.path, required=True, help="a workdir, or a folder that export wrote"
+        "--checkpoint",
+        type=storage.checkpoint,
+        required=True,
+        help="a workdir, or a folder that export wrote",
     )
     parser.add_argument(
         "--image",
-        type=console.path,
+        type=storage.local,
         action="append",
         required=True,
         help="raster, or folder of dated rasters; repeat per sensor",
@@ -43,10 +46,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--target-gsd", type=float, required=True, help="metres per output cell")
     parser.add_argument(
-        "--output", type=console.path, required=True, help="NAME.tif (GeoTIFF) or NAME.zarr to write"
+        "--output", type=storage.local, required=True, help="NAME.tif (GeoTIFF) or NAME.zarr to write"
     )
     parser.add_argument(
-        "--pca", type=console.path, help="also a picture: the first three principal components (PNG)"
+        "--pca", type=storage.local, help="also a picture: the first three principal components (PNG)"
     )
     parser.add_argument("--layer", type=int, help="0-based block whose output to write; default: the last")
     parser.add_argument("--tile", type=int, default=48, help="tokens per side of a tile (default 48)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ramen_jax import console
+from ramen_jax import console, storage
 
 EXAMPLES = """  python -m ramen_jax.evaluate --task sen1floods11 --data s1f11 --checkpoint runs/base --workdir runs/f
   python -m ramen_jax.evaluate --task mados,pastis --data benchmark --checkpoint ramen_base_99.ckpt \\
@@ -28,12 +28,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--config", default="", metavar="FILE", help="a task of your own: a YAML file")
     parser.add_argument(
         "--data",
-        type=console.path,
+        type=storage.local,
         required=True,
         help="folder of the original files; of several tasks: their parent",
     )
     parser.add_argument(
-        "--checkpoint", type=console.path, help="a workdir, an exported folder or an official .ckpt"
+        "--checkpoint", type=storage.checkpoint, help="a workdir, an exported folder or an official .ckpt"
     )
     parser.add_argument(
         "--encoder",
@@ -62,12 +62,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="float32",
         help="in which the encoder computes (float32)",
     )
-    parser.add_argument("--cache", type=console.path, help="folder of kept features (WORKDIR/features)")
+    parser.add_argument("--cache", type=storage.local, help="folder of kept features (WORKDIR/features)")
     parser.add_argument(
         "--cache-limit", type=float, default=50.0, metavar="GIB", help="of that folder (50; 0: none)"
     )
     parser.add_argument(
-        "--workdir", type=console.path, required=True, help="where results, tables and pictures go"
+        "--workdir", type=storage.local, required=True, help="where results, tables and pictures go"
     )
     return parser.parse_args(arguments)
 

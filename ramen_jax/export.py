@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ramen_jax import console
+from ramen_jax import console, storage
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.own_files import refuse_overlap
 
@@ -30,21 +30,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument(
         "--checkpoint",
-        type=console.path,
+        type=storage.checkpoint,
         help="a training's workdir, one of its steps, or an exported folder",
     )
     origin.add_argument(
-        "--import", dest="official", type=console.path, help="an official checkpoint, turned into a folder"
+        "--import", dest="official", type=storage.local, help="an official checkpoint, turned into a folder"
     )
-    parser.add_argument("--output", type=console.path, required=True, help=f"{FORMATS}, or a folder")
+    parser.add_argument("--output", type=storage.local, required=True, help=f"{FORMATS}, or a folder")
     parser.add_argument(
         "--decoder", action="store_true", help="with the decoder (official MAE); default: encoder alone"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--licence", type=console.path, help="licence file of the weights")
-    parser.add_argument("--results", type=console.path, help="JSON of results to quote in the model card")
+    parser.add_argument("--licence", type=storage.local, help="licence file of the weights")
+    parser.add_argument("--results", type=storage.local, help="JSON of results to quote in the model card")
     parser.add_argument(
-        "--sensors", type=console.path, help="--import: YAML of the sensors it was trained with"
+        "--sensors", type=storage.local, help="--import: YAML of the sensors it was trained with"
     )
     parser.add_argument("--num-heads", type=int, help="--import: heads of an encoder of unusual width")
     parser.add_argument(

@@ -8,7 +8,7 @@ reconstruction of every modality; `features_CORPUS.png` with the features of one
 
 from __future__ import annotations
 
-from ramen_jax import console
+from ramen_jax import console, storage
 
 
 def run() -> int:
@@ -19,10 +19,10 @@ def run() -> int:
         "  python -m ramen_jax.pictures --workdir runs/quickstart --sample 3 --target-gsd 6.4",
     )
     parser.add_argument(
-        "--workdir", type=console.path, required=True, metavar="DIR", help="workdir of ramen_jax.train"
+        "--workdir", type=storage.local, required=True, metavar="DIR", help="workdir of ramen_jax.train"
     )
     parser.add_argument(
-        "--output", type=console.path, metavar="DIR", help="where to write (default: WORKDIR/pictures)"
+        "--output", type=storage.local, metavar="DIR", help="where to write (default: WORKDIR/pictures)"
     )
     parser.add_argument(
         "--sample", type=int, default=0, metavar="N", help="which sample to show (default: 0)"

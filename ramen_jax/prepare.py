@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ramen_jax import console
+from ramen_jax import console, storage
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.corpora.preparation import prepare, report, verify
 from ramen_jax.documents import parse_yaml
@@ -60,7 +60,7 @@ def run() -> None:
         "--verify", action="store_true", help="hash every shard of OUTPUT against its manifest"
     )
     arguments = parser.parse_args()
-    folder = console.path(arguments.output)
+    folder = storage.local(arguments.output)
     try:
         if arguments.verify:
             verify(folder)

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ramen_jax import storage
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.documents import parse_yaml, read_text
 
@@ -238,7 +239,7 @@ class Sensor:
 
 def load_sensors(path: str | Path) -> dict[str, Sensor]:
     """Sensors of a YAML file, by name. Raises UserError naming the file and what is wrong in it."""
-    path = Path(path).expanduser()
+    path = storage.local(str(path))
     document = parse_yaml(read_text(path), str(path), load=_load_unique)
     if not isinstance(document, dict) or not document:
         raise UserError(

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ramen_jax import config as configuration
-from ramen_jax import console
+from ramen_jax import console, storage
 
 EXAMPLES = """  python -m ramen_jax.train --config configs/tiny.py --workdir runs/tiny
   python -m ramen_jax.train --config configs/base.py --workdir runs/base --config.optimizer.learning_rate=3e-4
@@ -27,7 +27,10 @@ def run() -> int:
     parser = console.parser("train", "Pretrains RAMEN; resumes by itself from the workdir.", EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE", help="configuration, e.g. configs/base.py")
     parser.add_argument(
-        "--workdir", type=console.path, metavar="DIR", help="folder of this run, created if need be"
+        "--workdir",
+        type=storage.place,
+        metavar="DIR",
+        help="folder of this run, created if need be; or gs://, s3://",
     )
     parser.add_argument(
         "--profile-steps",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ramen_jax import console, own_files
+from ramen_jax import own_files, storage
 from ramen_jax.console import UserError
 
 
@@ -66,7 +66,7 @@ def test_what_does_not_fit_on_the_disk_is_refused(tmp_path: Path) -> None:
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert console.path("~/a") == tmp_path / "a"
-    assert console.path("a/~") == Path("a/~")
+    assert storage.local("~/a") == tmp_path / "a"
+    assert storage.local("a/~") == Path("a/~")
     with pytest.raises(UserError, match="nobody-of-this-name"):
-        console.path("~nobody-of-this-name/a")
+        storage.local("~nobody-of-this-name/a")

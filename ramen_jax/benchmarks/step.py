@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from ramen_jax import storage
 from ramen_jax.config import recipe_of
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.earth.places import corpus_spec
@@ -183,7 +183,7 @@ def data_table(config: Any, workdir: str, corpus: str, seconds: float, step_seco
             f"--data-only needs --workdir, or --config.corpora.{corpus}.prepared=DIR, to find the corpus",
             USAGE,
         )
-    sources = {corpus: experiment.open_corpus(config, entries[corpus], Path(workdir).expanduser())}
+    sources = {corpus: experiment.open_corpus(config, entries[corpus], storage.local(workdir))}
     plan = experiment.make_plan(config, sources, config.seed)
     capacity, real = plan.capacity(corpus), plan.real_token_share(corpus)
     yield f"corpus             {corpus}, {len(sources[corpus]):,} samples, draw {config.data.draw}"

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ramen_jax import storage
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.documents import parse_yaml, read_text
 from ramen_jax.no_data import missing_pixels
@@ -99,7 +100,7 @@ class Corpus(ABC):
 
 def load_description(name: str | Path) -> dict[str, Any]:
     """A corpus description: a YAML file, or the name of one that ships (corpora/descriptions). Errors: UserError."""
-    path = Path(name).expanduser()
+    path = storage.local(str(name))
     if not path.suffix:
         path = SHIPPED / f"{name}.yaml"
     if not path.is_file():
@@ -115,7 +116,7 @@ def load_description(name: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: the key {odd!r} is no text", USAGE)
     if isinstance(description.get("sensors"), str):
         # A file of user sensors is named relative to the description that uses it.
-        description["sensors"] = str((path.parent / Path(description["sensors"]).expanduser()).resolve())
+        description["sensors"] = str((path.parent / storage.local(description["sensors"])).resolve())
     if not isinstance(description.get("name", ""), str):
         raise UserError(f"{path}: name is {description['name']!r}, expected a text", USAGE)
     return {"name": path.stem, **description}

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ramen_jax import storage
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.corpora import TRAP_OPTIONS, BadItem, load_description, records, settings_of, with_recipe
 from ramen_jax.corpora.archives import find_archives, unpack
@@ -47,7 +48,7 @@ def prepare(
     Errors: UserError when the description or the source is wrong, when no good sample is left, or when `output`
     holds this corpus prepared with other settings.
     """
-    folder = Path(output).expanduser()
+    folder = storage.local(str(output))
     description = describe(entry, recipe)
     if _is_prepared(folder, description):
         return folder
@@ -63,7 +64,7 @@ def prepare(
             return folder
         rejected: list[BadItem] = []
         if unpack_to is not None:
-            unpacked = Path(unpack_to).expanduser()
+            unpacked = storage.local(str(unpack_to))
             rejected = unpack(find_archives(source), unpacked)
             for item in rejected:
                 print(f"WARNING: {item}", file=sys.stderr)
@@ -150,7 +151,7 @@ def _source(entry: Mapping[str, Any], description: Mapping[str, Any]) -> Path:
         raise UserError(
             f"corpus {description['name']}: source is missing, the folder of its original files", USAGE
         )
-    return Path(text).expanduser().absolute()
+    return storage.local(text).absolute()
 
 
 def _is_prepared(folder: Path, description: Mapping[str, Any]) -> bool:

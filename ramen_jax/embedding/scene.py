@@ -10,7 +10,7 @@ import re
 import jax
 import numpy as np
 
-from ramen_jax import console
+from ramen_jax import console, storage
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.embedding import pca
 from ramen_jax.embedding.feature_files import output_format
@@ -108,7 +108,7 @@ def _check_paths(options: argparse.Namespace) -> None:
     yaml_files = (text.partition(":")[0] for text in options.sensor if YAML.search(text))
     read = {
         "--image": options.image,
-        "--sensor": [console.path(text) for text in yaml_files],
+        "--sensor": [storage.local(text) for text in yaml_files],
         "--checkpoint": [options.checkpoint],
     }
     refuse_overlap(written, read)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from ramen_jax import storage
 from ramen_jax.config import recipe_of
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.earth.places import corpus_spec, render_place, scene_of
@@ -132,7 +132,7 @@ def run(config: ConfigDict) -> list[Evaluator]:
             raise UserError(
                 f"config.evaluators.tasks has {entry!r}, expected NAME=FOLDER, and tasks_every above 0", USAGE
             )
-        task = open_task(name, Path(folder).expanduser(), CORRECTED)
+        task = open_task(name, storage.local(folder), CORRECTED)
         if task.family != "segmentation":
             raise UserError(
                 f"config.evaluators.tasks: {name} is a {task.family}, expected a segmentation", USAGE

@@ -24,6 +24,7 @@ import absl.logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.parallel import agree
@@ -90,7 +91,9 @@ def describe_tree(state: Any) -> dict[str, dict[str, list[Any]]]:
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    `note` is called with every sentence a person should read; for `allowed` see `refuse_differences`.
+    `note` is called with every sentence a person should read; for `allowed` see `refuse_differences`. `fetch`: where
+    every process has a workdir of its own (`mirror.py`), brings a checkpoint of process 0 into it. There process 0 is
+    given the whole state and writes it alone, as numpy arrays.
     """
 
     def __init__(
@@ -100,12 +103,15 @@ class Checkpoints:
         keep_latest: int = 2,
         keep_best: int = 1,
         allowed: str = "",
+        fetch: Callable[[int], None] | None = None,
     ) -> None:
         self.workdir = workdir.resolve()
         self.folder = self.workdir / "checkpoints"
         self.damaged = self.workdir / "checkpoints_damaged"
         self.note = note
         self.keep, self.allowed = (keep_latest, keep_best), allowed
+        self.fetch = fetch
+        self.apart = fetch is not None and jax.process_count() > 1
         self.failed: str = ""  # why the latest save failed, "" when it did not
         self._unusable: dict[int, str] = {}  # damaged checkpoints -> why
         self._pending: int | None = None
@@ -119,7 +125,12 @@ class Checkpoints:
         latest, best = self.keep
         self._set_aside()
         self._remove_unfinished()
-        agree.together("checkpoints are in order")
+        if not self.apart:
+            agree.together("checkpoints are in order")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
                 [
@@ -129,7 +140,8 @@ class Checkpoints:
             ),
             best_fn=lambda metrics: metrics["loss"],
             best_mode="min",
-            create=True,
+            create=False,
+            multiprocessing_options=alone if self.apart else ocp.options.MultiprocessingOptions(),
         )
         return _Manager(self.folder, options=options, item_names=(*ARRAYS, "meta"))
 
@@ -149,7 +161,12 @@ class Checkpoints:
             return
         if self.failed:
             self._remove_unfinished()
-        arguments = {item: ocp.args.StandardSave(getattr(state, item)) for item in ARRAYS}
+        arrays = {item: getattr(state, item) for item in ARRAYS}
+        if self.apart:
+            arrays = {item: _gathered(tree) for item, tree in arrays.items()}
+            if jax.process_index() != 0:
+                return
+        arguments = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
         arguments["meta"] = ocp.args.JsonSave({"format": FORMAT, "tree": describe_tree(state), **meta})
         self.failed = ""
         self._pending = step
@@ -202,6 +219,8 @@ class Checkpoints:
         if chosen == UNREADABLE:
             raise UserError(self.failed, DATA)
         folder = self.folder / str(chosen)
+        if self.fetch is not None:
+            self.fetch(chosen)
         try:
             there = _restore_json(folder / "meta")
             wanted = {"tree": describe_tree(abstract), **meta}
@@ -319,6 +338,16 @@ class Checkpoints:
         if jax.process_index() == 0 and self.folder.is_dir():
             for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _gathered(tree: Any) -> Any:
+    """Arrays that are spread over processes, whole, as numpy in process 0 (the others give theirs and keep nothing)."""
+
+    def whole(leaf: jax.Array) -> Any:
+        array = multihost_utils.process_allgather(leaf, tiled=True)
+        return array if jax.process_index() == 0 else None
+
+    return jax.tree.map(whole, tree)
 
 
 def unverified(folder: Path) -> str:

@@ -23,6 +23,7 @@ from ramen_jax.console import DATA, UserError, duration
 from ramen_jax.limits import size
 from ramen_jax.parallel import agree, join
 from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.storage import Bucket, scratch_of
 from ramen_jax.training import health, workdir
 from ramen_jax.training.experiment import ramen
 from ramen_jax.training.health import Finding, check
@@ -34,7 +35,7 @@ PATIENCE = 60.0
 
 def run(
     config: ConfigDict | None,
-    folder: Path | None,
+    workplace: Path | Bucket | None,
     others: tuple[str, str, str] | None,
     timeout: int = join.TIMEOUT,
 ) -> int:
@@ -44,7 +45,12 @@ def run(
         UserError: something is wrong; every finding was printed before.
     """
     began = time.monotonic()
+    folder = scratch_of(workplace.url, "train") if isinstance(workplace, Bucket) else workplace
     findings = _alone(config, folder, others)
+    shared = folder
+    if isinstance(workplace, Bucket):
+        findings.append(check("bucket", lambda: health.bucket(workplace)))
+        shared = None  # each process has its own
     if others is None:
         findings += _devices(config, folder)
         _print(findings)
@@ -54,7 +60,7 @@ def run(
     _end(findings, "")
     join.join(others, timeout)
     with agree.failing_together():
-        findings += _devices(config, folder) + _together(config, folder)
+        findings += _devices(config, folder) + _together(config, shared)
         for number, each in enumerate(agree.gather("the doctor's findings", findings, PATIENCE)):
             told = [Finding(*values) for values in each]
             if jax.process_index() == 0:  # for all; the same of each would fill the screen

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from ramen_jax import storage
 from ramen_jax.config import plain, recipe_of
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.corpora.preparation import prepare
@@ -166,7 +167,8 @@ def _validation_batches(
 
 def _prepare(config: ConfigDict, entry: ConfigDict, workdir: Path) -> Path:
     """The folder of a prepared corpus, prepared first if need be (processes that come second wait for the first)."""
-    folder = Path(entry.prepared).expanduser() if entry.prepared else workdir / "corpora" / entry.name
+    records = "a local path in config.corpora's prepared, since records are read from files"
+    folder = storage.local(entry.prepared, records) if entry.prepared else workdir / "corpora" / entry.name
     return prepare(plain(entry), folder, recipe_of(config))
 
 

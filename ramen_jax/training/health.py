@@ -21,9 +21,11 @@ from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 
 from ramen_jax import config as configuration
+from ramen_jax import storage
 from ramen_jax.console import UserError
 from ramen_jax.corpora import records
 from ramen_jax.limits import machine_memory, size
+from ramen_jax.storage import Bucket
 
 SKEW = 5.0  # seconds that clocks may differ: locks are judged by the age of files
 SHARED_MEMORY = 1 << 30  # bytes that processes which read samples ahead should have
@@ -215,6 +217,22 @@ def workdir(folder: Path, now: Callable[[], float] = time.time) -> str:
     return f"{there} can be written, renamed in and locked; its clock differs by {abs(skew):.1f} s"
 
 
+def bucket(there: Bucket, now: Callable[[], float] = time.time) -> str:
+    """Whether objects can be written in a bucket, and created only where there is none, and whether clocks agree."""
+    name = f".ramen_jax_doctor.{uuid.uuid4().hex}"
+    try:
+        made = [there.create(name, b"1"), there.create(name, b"2")]
+        skew = (there.modified(name) or now()) - now()
+        there.remove([name])
+    except OSError as error:
+        raise UserError(f"{error}; see that these credentials may write there") from error
+    if made != [True, False]:
+        raise UserError(
+            f"{there} made an object that was there already; locks do not hold on it: use another"
+        )
+    return f"{there} can be written and locked; its clock differs by {abs(skew):.0f} s"
+
+
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
@@ -261,7 +279,7 @@ def corpora(config: ConfigDict, folder: Path | None) -> Iterator[Finding]:
 
 
 def _corpus(config: ConfigDict, entry: ConfigDict, folder: Path | None) -> str:
-    prepared = Path(entry.prepared).expanduser() if entry.prepared else None
+    prepared = storage.local(entry.prepared) if entry.prepared else None
     if prepared is None and folder is not None:
         prepared = folder / "corpora" / entry.name
     if prepared is not None and (prepared / records.MANIFEST).is_file():
@@ -286,7 +304,7 @@ def _corpus(config: ConfigDict, entry: ConfigDict, folder: Path | None) -> str:
         raise UserError(
             f"its source {text} names an environment variable that is not set; set it on every host"
         )
-    originals = Path(text).expanduser()
+    originals = storage.local(text)
     if text and not originals.is_dir():
         raise UserError(
             f"its source {originals} is no folder here; set config.corpora's source, or its prepared, on this host"

@@ -48,7 +48,7 @@ class Lock:
 
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
         self.path, self.lost = path, ""
-        self._mine = {**_process(), "since": _now(), "token": uuid.uuid4().hex}
+        self._mine = {**process(), "token": uuid.uuid4().hex}
         self._over = threading.Event()
         self._take(note)
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -71,12 +71,12 @@ class Lock:
                     continue
                 if not _gone(holder, silent):
                     raise UserError(
-                        f"workdir {self.path.parent} is in use by another training: {_named(holder)}, last seen "
+                        f"workdir {self.path.parent} is in use by another training: {named(holder)}, last seen "
                         f"{duration(silent)} ago; wait for it or use another workdir",
                         DATA,
                     )
                 if self._succeed(holder, ours):
-                    note(f"took over the workdir from a training that has ended: {_named(holder)}")
+                    note(f"took over the workdir from a training that has ended: {named(holder)}")
                     return
                 time.sleep(0.05)
         finally:
@@ -104,7 +104,7 @@ class Lock:
             try:
                 found = _read(self.path)
                 if found.get("token") != self._mine["token"]:
-                    taken = f"taken over by {_named(found)}" if found else "removed"
+                    taken = f"taken over by {named(found)}" if found else "removed"
                     self.lost = f"the lock {self.path} was {taken}; two trainings must not share a workdir"
                     return
                 os.utime(self.path)
@@ -144,8 +144,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _process() -> dict[str, Any]:
-    return {"host": platform.node(), "machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid())}
+def process() -> dict[str, Any]:
+    """Who this process is, and since when it asks."""
+    facts = {"host": platform.node(), "machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid())}
+    return {**facts, "since": _now()}
 
 
 def _machine() -> str:
@@ -180,7 +182,8 @@ def _gone(holder: dict[str, Any], silent: float) -> bool:
     return _began(pid) != holder.get("began")
 
 
-def _named(holder: dict[str, Any]) -> str:
+def named(holder: dict[str, Any]) -> str:
+    """A holder of a lock, for people."""
     if not holder:
         return "a process that did not say who it is"
     return f"process {holder.get('pid')} on {holder.get('host')}, started {holder.get('since')}"

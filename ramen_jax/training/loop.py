@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ramen_jax import config as configuration
-from ramen_jax import console
+from ramen_jax import console, storage
 from ramen_jax.console import DATA, UserError
 from ramen_jax.parallel import agree, stopping
 from ramen_jax.parallel.mesh import replicated
@@ -31,6 +31,7 @@ from ramen_jax.training.bad_samples import FILES, BadSamples
 from ramen_jax.training.clock import Clock
 from ramen_jax.training.evaluators import LOSS, Evaluator, Stopped, stop_here
 from ramen_jax.training.metrics import Metrics
+from ramen_jax.training.mirror import Mirror
 from ramen_jax.training.program import Program
 from ramen_jax.training.step import State
 
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     batches: Callable[[int], Iterable[StepBatch]]  # start step -> batches, without end
     steps: int  # length of the training
     evaluators: Sequence[Evaluator] = ()
+    mirror: Mirror | None = None  # of a workdir in a bucket
 
 
 class Outcome(NamedTuple):
@@ -108,7 +110,8 @@ def run(job: Job, folder: Path) -> Outcome:
     """
     workdir.check(job.program.config, folder)
     workdir.make(folder)
-    workdir.require_shared(folder)
+    if job.mirror is None:  # else every process has a folder of its own
+        workdir.require_shared(folder)
     with stopping.listening() as stop, _alone(folder) as mine:
         workdir.claim(
             job.program.config, folder
@@ -149,8 +152,9 @@ class _Run:
         config, job, began = self.config, self.job, time.monotonic()
         note = _print if self.primary else _silent
         keep = config.checkpoint
+        fetch = job.mirror.fetch if job.mirror else None
         self.checkpoints = checkpoint.Checkpoints(
-            self.folder, note, keep.keep_latest, keep.keep_best, keep.allow
+            self.folder, note, keep.keep_latest, keep.keep_best, keep.allow, fetch
         )
         end = min(job.steps, config.train.stop_at or job.steps)
         profile.require_within(config.logging.profile_steps, end)
@@ -196,7 +200,7 @@ class _Run:
             state = self.program.create_state()
             if self.config.train.start_from:
                 state, told = initial.begin_with(
-                    state, Path(self.config.train.start_from).expanduser(), self.config
+                    state, storage.checkpoint(self.config.train.start_from), self.config
                 )
                 self.checkpoints.note(told)
             return state, 0, {}
@@ -252,7 +256,7 @@ class _Run:
     def signs(self, batch: StepBatch) -> Signs:
         """What all processes have noticed; the samples of all are counted in each."""
         seen, bad = self.samples.listed(batch)
-        lost = self.lock.lost if self.lock else ""
+        lost = (self.lock.lost if self.lock else "") or (self.job.mirror.lost if self.job.mirror else "")
         mine = Signs(self.stop.asked.is_set(), self.problem or lost, seen, bad)
         signs = Signs(*agree.combined(f"step {batch.step}", mine, of_all))
         self.problem = signs.problem or self.samples.count(signs.seen, signs.bad)

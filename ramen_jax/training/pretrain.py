@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 
 import ramen_jax
 from ramen_jax import config as configuration
+from ramen_jax import storage
 from ramen_jax.parallel import agree, join, stopping
-from ramen_jax.training import checkpoint, experiment, initial, loop, workdir
+from ramen_jax.storage import Bucket
+from ramen_jax.training import checkpoint, experiment, initial, loop, mirror, workdir
 from ramen_jax.training.evaluators import Evaluator
 
 
@@ -21,7 +23,7 @@ def no_probes(config: ConfigDict) -> list[Evaluator]:
 
 def run(
     config: ConfigDict,
-    folder: str,
+    folder: Path | Bucket,
     others: tuple[str, str, str] | None = None,
     probes: Callable[[ConfigDict], list[Evaluator]] = no_probes,
 ) -> int:
@@ -35,32 +37,40 @@ def run(
         if others is not None:
             join.join(others)
         with agree.failing_together():
-            return _train(config, folder, probes)
+            if not agree.alone():
+                join.require_same(_facts(config))
+            enable_compilation_cache(config)
+            process = 0 if agree.alone() else jax.process_index()
+            with mirror.opened(folder, process) as (path, its_mirror):
+                outcome, steps = _train(config, path, its_mirror, probes)
+    if process == 0:
+        if outcome.complete:
+            print(f"training complete: {outcome.step} steps, in {folder}")
+        else:
+            why = "by SIGTERM " if outcome.signalled else ""
+            print(
+                f"stopped {why}after step {outcome.step} of {steps}, saved; the same command goes on from there"
+            )
+    return stopping.status() if outcome.signalled else 0
 
 
-def _train(config: ConfigDict, folder: str, probes: Callable[[ConfigDict], list[Evaluator]]) -> int:
-    if not agree.alone():
-        join.require_same(_facts(config))
-    enable_compilation_cache(config)
-    path = Path(folder).expanduser()
+def _train(
+    config: ConfigDict,
+    path: Path,
+    its_mirror: mirror.Mirror | None,
+    probes: Callable[[ConfigDict], list[Evaluator]],
+) -> tuple[loop.Outcome, int]:
+    """How the training ended, and the number of its steps."""
     if config.train.start_from and not (path / "checkpoints").is_dir():
-        initial.require(Path(config.train.start_from).expanduser())
+        initial.require(storage.checkpoint(config.train.start_from))
     # A configuration that turns out impossible must not claim the workdir: known first, written by `loop.run`.
     workdir.check(config, path)
     job = experiment.build(config, path)
     join.require_same({key: str(value) for key, value in checkpoint.leaves(job.identity).items()})
-    job = job._replace(evaluators=[*job.evaluators, *probes(config)])
+    job = job._replace(evaluators=[*job.evaluators, *probes(config)], mirror=its_mirror)
     outcome = loop.run(job, path)
     agree.together("the end of the run")
-    if jax.process_index() == 0:
-        if outcome.complete:
-            print(f"training complete: {outcome.step} steps, in {path}")
-        else:
-            why = "by SIGTERM " if outcome.signalled else ""
-            print(
-                f"stopped {why}after step {outcome.step} of {job.steps}, saved; the same command goes on from there"
-            )
-    return stopping.status() if outcome.signalled else 0
+    return outcome, job.steps
 
 
 def _facts(config: ConfigDict) -> dict[str, str]:
@@ -80,7 +90,8 @@ def enable_compilation_cache(config: ConfigDict) -> None:
     """
     if not config.compile_cache.folder:
         return
-    folder = Path(os.path.expandvars(config.compile_cache.folder)).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    text = os.path.expandvars(config.compile_cache.folder)
+    folder = text if storage.scheme_of(text) else str(storage.local(text))  # JAX reads buckets by itself
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", config.compile_cache.min_seconds)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ramen_jax import console
+from ramen_jax import storage
 from ramen_jax.console import DATA, UserError
 from ramen_jax.inference.encoder import Encoder
 from ramen_jax.interchange import torch_weights
@@ -20,7 +20,7 @@ def load(path: str | Path) -> Encoder:
     Raises:
         UserError: nothing there, a damaged checkpoint, or weights that do not fit; keys are listed.
     """
-    path = console.path(str(path))
+    path = storage.checkpoint(str(path))
     if is_folder(path):
         return read_exported(path)
     loaded = checkpoint.load(path)

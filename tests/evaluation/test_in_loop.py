@@ -43,7 +43,7 @@ def test_losses_with_and_without_probes_are_equal_to_the_last_bit(repository, tm
     for every in (0, 2):
         folder = tmp_path / str(every)
         config = settings(repository, f"evaluators.every={every}")
-        assert pretrain.run(config, str(folder), None, in_loop.run) == 0
+        assert pretrain.run(config, folder, None, in_loop.run) == 0
         found[every] = list(metrics.read(folder))
     without, probed = ([line["loss"] for line in found[every] if "loss" in line] for every in (0, 2))
     assert len(without) == 4

@@ -26,7 +26,7 @@ def train(kind: str, workdir: Path, overrides: list[str]) -> None:
     if kind == "toy":
         loop.run(toy.job(toy.config(*overrides), steps=120), workdir)
     else:
-        pretrain.run(configuration.load("configs/tiny.py:quicktest", overrides), str(workdir))
+        pretrain.run(configuration.load("configs/tiny.py:quicktest", overrides), workdir)
 
 
 def in_a_process(work: Callable[[], None], log: Path) -> int:

@@ -191,7 +191,7 @@ def test_a_healthy_machine_passes_and_keeps_nothing(patient, capsys):
 
 PROCESS = """
 import sys, time
-from ramen_jax import config, console
+from ramen_jax import config, console, storage
 from ramen_jax.training import doctor
 
 number, port, folder, fault = sys.argv[1:5]
@@ -202,7 +202,7 @@ settings = config.default()
 settings.seed = 43 if fault and number == "1" else 42
 place = (f"localhost:{port}", "2", number)
 folder = folder + ("/" + number if fault else "")
-console.main(lambda: doctor.run(config.finish(settings), console.path(folder), place, 60))
+console.main(lambda: doctor.run(config.finish(settings), storage.local(folder), place, 60))
 """
 
 

@@ -80,7 +80,7 @@ def test_on_another_machine_the_heartbeat_tells(tmp_path):
 
 
 def test_a_process_number_that_was_given_again_is_another_process(tmp_path):
-    mine = {**lock._process(), "began": "1", "token": "t"}
+    mine = {**lock.process(), "began": "1", "token": "t"}
     (tmp_path / lock.LOCK).write_text(json.dumps(mine))
     with lock.held(tmp_path):
         pass

@@ -49,7 +49,7 @@ def test_an_old_workdir_goes_on_with_its_losses(repository, tmp_path, capsys):
     overrides = [f"model.{key}={value}" for key, value in model.items()]
     overrides += ["logging.tensorboard=false", "logging.stablehlo=false", "compile_cache.folder="]
     config = configuration.load(f"{repository}/configs/tiny.py:quicktest", overrides)
-    assert pretrain.run(config, str(workdir)) == 0
+    assert pretrain.run(config, workdir) == 0
     said = capsys.readouterr().out
     assert "cannot be verified" in said
     assert "resuming from" in said
