@@ -30,11 +30,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("action", choices=ACTIONS, help="what to do")
     parser.add_argument(
-        "path", type=storage.checkpoint, help="a workdir, its checkpoints folder, or one checkpoint"
+        "path",
+        type=storage.place,
+        help="a workdir, its checkpoints folder, or one checkpoint; in a bucket too",
     )
     parser.add_argument("--step", type=int, help="the checkpoint of this step (all; copy: the newest)")
     parser.add_argument(
-        "--output", type=storage.local, help="copy: workdir to copy into; to-safetensors: file to write"
+        "--output", type=storage.place, help="copy: workdir to copy into; to-safetensors: file to write"
     )
     parser.add_argument("--decoder", action="store_true", help="to-safetensors: with the decoder")
     parser.add_argument("--overwrite", action="store_true", help="to-safetensors: replace an existing file")
@@ -46,25 +48,31 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise UserError(f"{options.action} writes nothing, so it has no --output", USAGE)
     if options.action != "to-safetensors" and (options.decoder or options.overwrite):
         raise UserError("--decoder and --overwrite go with to-safetensors", USAGE)
-    if options.action == "to-safetensors" and options.output.suffix != ".safetensors":
+    if options.action == "to-safetensors" and not str(options.output).endswith(".safetensors"):
         raise UserError(f"--output {options.output}: expected NAME.safetensors", USAGE)
+    if options.action == "to-safetensors":
+        options.output = storage.local(str(options.output))
     return options
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = parse(arguments)
-    path, step = options.path, options.step
-    if options.action == "inspect":
-        inspection.inspect(path, step, print)
-    elif options.action == "verify":
-        inspection.verify(path, step, print)
-    elif options.action == "copy":
-        inspection.copy(path, step, options.output, print)
-    else:
-        chosen = str(inspection.newest_of(path, step))
-        flags = [flag for flag in ("--decoder", "--overwrite") if getattr(options, flag[2:])]
-        return export.run(["--checkpoint", chosen, "--output", str(options.output), *flags])
+    step, action = options.step, options.action
+    with inspection.at_hand(options.path, step, action) as path:
+        if action == "inspect":
+            inspection.inspect(path, step, print)
+        elif action == "verify":
+            inspection.verify(path, step, print)
+        elif action == "copy":
+            send = (
+                inspection.copy_to_bucket if isinstance(options.output, storage.Bucket) else inspection.copy
+            )
+            send(path, step, options.output, print)
+        else:
+            chosen = str(inspection.newest_of(path, step))
+            flags = [flag for flag in ("--decoder", "--overwrite") if getattr(options, flag[2:])]
+            return export.run(["--checkpoint", chosen, "--output", str(options.output), *flags])
     return 0
 
 

@@ -248,11 +248,10 @@ def checkpoint(text: str) -> Path:
     """
     if not scheme_of(text):
         return local(text)
-    step = re.search(r"/checkpoints(?:/(\d+))?/*$", text)
-    bucket = Bucket(text[: step.start()] if step else text)
+    bucket, wanted = workdir_of(Bucket(text))
     try:
         steps = bucket.steps()
-        chosen = int(step[1]) if step and step[1] else max(steps, default=-1)
+        chosen = max(steps, default=-1) if wanted is None else wanted
         if not steps and bucket.read("model.safetensors") is not None:  # a folder that export wrote
             folder = scratch_of(bucket.url, "read")
             bucket.download(bucket.files(), folder)
@@ -271,6 +270,14 @@ def checkpoint(text: str) -> Path:
     except OSError as error:
         raise PathError(str(error), DATA) from error
     return folder / name
+
+
+def workdir_of(bucket: Bucket) -> tuple[Bucket, int | None]:
+    """The workdir in a bucket that a folder of it belongs to, and the step of the checkpoint, where one is named."""
+    found = re.search(r"/checkpoints(?:/(\d+))?$", bucket.url)
+    if not found:
+        return bucket, None
+    return Bucket(bucket.url[: found.start()]), int(found[1]) if found[1] else None
 
 
 def fetch(bucket: Bucket, step: int, folder: Path) -> None:

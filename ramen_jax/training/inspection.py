@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,9 @@ from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.documents import read_json_object
 from ramen_jax.limits import size
 from ramen_jax.own_files import refuse_overlap
+from ramen_jax.storage import MARKER, Bucket, fetch, scratch_of, workdir_of
 from ramen_jax.training import checkpoint_files, metrics
+from ramen_jax.training.lock import LOCK
 
 SIDE_FILES = ("parameters.txt", "runs.jsonl", "bad_samples.jsonl")  # of a workdir, which travel as they are
 
@@ -31,6 +35,53 @@ class Found(NamedTuple):
     whole: bool  # as far as was looked
     meta: dict[str, Any]  # {} where it cannot be read
     description: list[str]  # what it was trained as and on, in lines
+
+
+@contextlib.contextmanager
+def at_hand(place: Path | Bucket, step: int | None, action: str) -> Iterator[Path]:
+    """A local path of checkpoints. Of those in a bucket it is a copy, removed afterwards: of all to be verified, else
+    of one; to be inspected, empty files of the right sizes stand for the arrays.
+
+    Raises:
+        UserError: there is none of that step, or the bucket cannot be read.
+    """
+    if not isinstance(place, Bucket):
+        yield place
+        return
+    bucket, named = workdir_of(place)
+    step = named if step is None else step
+    base = scratch_of(bucket.url, "look").parent
+    with contextlib.ExitStack() as stack:
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base)))
+            steps = bucket.steps()
+            wanted = steps if step is None else [step] if step in steps else []
+            if not wanted:
+                there = ", ".join(map(str, steps)) or "none"
+                raise UserError(f"no complete checkpoint at {place}; there: {there}", DATA)
+            if action == "inspect":
+                _outline(bucket, wanted, folder)
+            else:
+                for number in wanted if action == "verify" else wanted[-1:]:
+                    fetch(bucket, number, folder)
+                there_too = [name for name in ("config.json", metrics.FILE, *SIDE_FILES) if bucket.read(name)]
+                bucket.download(there_too, folder)
+        except OSError as error:
+            raise UserError(str(error), DATA) from error
+        yield folder
+
+
+def _outline(bucket: Bucket, steps: list[int], folder: Path) -> None:
+    for step in steps:
+        name = f"checkpoints/{step}"
+        bucket.download([f"{name}/{MARKER}", f"{name}/{checkpoint_files.META}/metadata"], folder)
+        for file, length in bucket.files(name).items():
+            path = folder / file
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as empty:
+                    empty.truncate(length)
 
 
 def folders(path: Path, step: int | None = None) -> dict[int, Path]:
@@ -168,6 +219,48 @@ def copy(path: Path, step: int | None, output: Path, say: Say) -> None:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     say(f"copied the checkpoint of step {chosen} to {target}")
+    say(
+        f"a training goes on from it with --workdir {output}, the same configuration and the same prepared corpora"
+    )
+
+
+def copy_to_bucket(path: Path, step: int | None, output: Bucket, say: Say) -> None:
+    """As `copy`, into a workdir in a bucket; the list of hashes goes last.
+
+    Raises:
+        UserError: as `copy`; or a training works there; or the checkpoint has no list of hashes.
+    """
+    found = folders(path, step)
+    name = f"checkpoints/{max(found)}"
+    if not (found[max(found)] / MARKER).is_file():
+        raise UserError(
+            f"checkpoint {found[max(found)]} has no list of hashes, and in a bucket it would count as none; copy it to "
+            "a local folder and let a training go on from there",
+            DATA,
+        )
+    try:
+        there = output.files()
+        if LOCK in there:
+            raise UserError(f"a training works in {output}; wait for it or use another --output", USAGE)
+        if f"{name}/{MARKER}" in there:
+            raise UserError(f"{output}/{name} exists; choose another --output", USAGE)
+        if there and "config.json" not in there:
+            raise UserError(f"--output {output} is neither empty nor a workdir; choose another", USAGE)
+        with tempfile.TemporaryDirectory(prefix="ramen_jax_") as scratch:
+            folder = Path(scratch) / "workdir"
+            output.download([file for file in there if file == "config.json"], folder)
+            copy(path, step, folder, lambda sentence: None)
+            files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+            new = [file for file in files if file not in there or file.startswith(f"{name}/")]
+            new.remove(f"{name}/{MARKER}")
+            output.remove(
+                file for file in there if file.startswith(f"{name}/")
+            )  # of a copy that was interrupted
+            output.upload((folder / file, file) for file in new)
+            output.upload([(folder / name / MARKER, f"{name}/{MARKER}")])
+    except OSError as error:
+        raise UserError(f"{error}; the checkpoint was not copied", DATA) from error
+    say(f"copied the checkpoint of step {max(found)} to {output}/{name}")
     say(
         f"a training goes on from it with --workdir {output}, the same configuration and the same prepared corpora"
     )
