@@ -16,7 +16,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ramen_jax import storage
 from ramen_jax.config_rules import SIZES, check_type, usage, validate
 from ramen_jax.console import UserError, close_names, one_line
 from ramen_jax.recipe import FOLLOW, PREPARED, TRAPS, Recipe
@@ -250,7 +249,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises UserError (code 2) with one sentence naming the file or key, what was found and what is accepted.
     """
     name, _, switch = str(path).partition(":")
-    file = storage.local(name)
+    file = Path(name).expanduser()
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path("configs")
         choices = sorted(str(other) for other in folder.glob("*.py"))
