@@ -40,9 +40,10 @@ def alone() -> bool:
 
 
 def hold(ours: line.Line) -> None:
-    """The line that this process hears the others by from now on."""
+    """The line by which this process and the others hear each other from now on."""
     global _line
     _line = ours
+    stopping.tell_others_by(lambda: ours.tell(line.STOPPED))
 
 
 def combined(name: str, value: Any, combine: Callable[[list[Any]], Any], patience: float = PATIENCE) -> Any:
@@ -145,24 +146,13 @@ def failing_together() -> Iterator[None]:
     if ours is None:
         yield
         return
-    with leaving.giving_back(ours.close), _stopping_together(ours):
+    with leaving.giving_back(ours.close):
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
             _end_by(error, ours)
         _over.set()
         ours.close()
-
-
-@contextmanager
-def _stopping_together(ours: line.Line) -> Iterator[None]:
-    def early() -> None:
-        ours.tell(line.STOPPED)
-        leaving.leave(stopping.status(), stopping.EARLY)
-
-    with stopping.listening() as stop:
-        stop.early = early
-        yield
 
 
 def _end_by(error: Exception | KeyboardInterrupt, ours: line.Line) -> None:

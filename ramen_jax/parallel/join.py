@@ -71,7 +71,7 @@ def join(flags: tuple[str, str, str] = ("", "", ""), timeout: int = TIMEOUT) -> 
     place, local_devices = place_of(flags, os.environ), None
     if place is None:
         place, local_devices = _place_in_cluster(timeout)
-    ours = line.meet(place, timeout, agree.hear)
+    agree.hold(line.meet(place, timeout, agree.hear))
     leaving.hold_aborts()
     try:
         jax.distributed.initialize(
@@ -87,7 +87,6 @@ def join(flags: tuple[str, str, str] = ("", "", ""), timeout: int = TIMEOUT) -> 
         raise UserError(f"process {place.process_id} could not join the others: {reason}", DATA) from error
     finally:
         stopping.listen_again()  # JAX listens to SIGTERM from here on, and would swallow it
-    agree.hold(ours)
 
 
 def _place_in_cluster(timeout: int) -> tuple[Place, Sequence[int] | None]:

@@ -24,12 +24,10 @@ class Stop:
 
     Attributes:
         asked: set by SIGTERM.
-        early: called, in a thread, when that comes before the first step; must end the process.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
-        self.early: Callable[[], None] = lambda: leaving.leave(status(), EARLY)
         self._stepping = threading.Lock()  # held while it is decided who acts
         self._began = False
 
@@ -39,17 +37,26 @@ class Stop:
             if not self.asked.is_set():
                 self._began = True
                 return
-        threading.Event().wait()  # `early` is ending this process
+        threading.Event().wait()  # this process is ending
 
     def _ask(self) -> None:
         with self._stepping:
             self.asked.set()
             if self._began:
                 return
-        self.early()
+        if _tell_others is not None:
+            _tell_others()
+        leaving.leave(status(), EARLY)
 
 
 _current: Stop | None = None
+_tell_others: Callable[[], None] | None = None
+
+
+def tell_others_by(tell: Callable[[], None]) -> None:
+    """How the others hear that this process stops before the first step, from now on."""
+    global _tell_others
+    _tell_others = tell
 
 
 @contextlib.contextmanager

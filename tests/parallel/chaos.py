@@ -91,8 +91,11 @@ class Run:
         seconds = time.monotonic() - began
         for child, status in zip(children, ended, strict=True):
             # Ended by the signal itself, or by 0 (all saved, or done), or with a sentence about whoever is gone.
-            told = status == 1 and ("is gone" in child.said() or "did not come" in child.said())
-            assert status == 0 or told or (child in hit and status == -number), child.said()
+            missed = "did not come" in child.said() or (
+                number == signal.SIGKILL and "is gone" in child.said()
+            )
+            struck = child in hit and status == -number
+            assert status == 0 or struck or (status == 1 and missed), child.said()
         self.nothing_is_lost(complete)
         return (
             f"{number.name} to {len(hit)} of {processes} after step {self.done()}: {ended} in {seconds:.1f} s, "
