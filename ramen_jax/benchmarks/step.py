@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from ramen_jax.config import recipe_of
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.earth.places import corpus_spec
 from ramen_jax.limits import refuse_beyond_memory
+from ramen_jax.model import flops
 from ramen_jax.parallel.mesh import make_mesh
 from ramen_jax.rows import pipeline
 from ramen_jax.rows.packing import exact_capacity, pack
@@ -48,12 +51,22 @@ def run(config: Any, arguments: argparse.Namespace) -> int:
     enable_compilation_cache(config)
     spec = with_statistics(corpus_spec(arguments.corpus))
     known = [modality.name for modality in spec.as_declared()]
-    modalities = arguments.modalities.split(",") if arguments.modalities else known
+    modalities = arguments.modalities.split("+") if arguments.modalities else known
     for name in modalities:
         if name not in known:
             raise UserError(f"corpus {spec.name} has no modality {name!r}; {close_names(name, known)}", USAGE)
-    figures = measure_step(config, spec, arguments.target_gsd, arguments.dates, modalities, arguments.steps)
-    print_table(arguments, config, modalities, figures)
+
+    def tell(figures: dict[str, Any]) -> None:
+        if arguments.json:
+            print(json.dumps(figures), flush=True)
+
+    figures = measure_step(
+        config, spec, arguments.target_gsd, arguments.dates, modalities, arguments.steps, tell
+    )
+    if arguments.json:
+        tell({**figures, "machine": machine()})
+    else:
+        print_table(arguments, config, modalities, figures)
     return 0
 
 
@@ -128,21 +141,37 @@ def _refuse_impossible(
 
 def peak_memory() -> tuple[float, str]:
     """(bytes, what they are): device memory where the backend counts it, resident memory of the process otherwise."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics and "peak_bytes_in_use" in statistics:
-        return float(statistics["peak_bytes_in_use"]), "peak device memory"
+    counted = jax.local_devices()[0].memory_stats()
+    if counted and "peak_bytes_in_use" in counted:
+        return float(counted["peak_bytes_in_use"]), "peak device memory"
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit, "peak resident memory"
 
 
 def measure_step(
-    config: Any, spec: CorpusSpec, target_gsd: float, dates: int, modalities: Sequence[str], steps: int
+    config: Any,
+    spec: CorpusSpec,
+    target_gsd: float,
+    dates: int,
+    modalities: Sequence[str],
+    steps: int,
+    tell: Callable[[dict[str, Any]], None] = lambda figures: None,
 ) -> dict[str, float]:
-    """Seconds per step after compilation (median and fastest), compile seconds, tokens, peak memory."""
+    """Figures of the step after compilation, in seconds by the clock.
+
+    `matmul_flops` is what this process reaches with a product of two square matrices of the model's dtype, measured
+    after the steps; `packing_seconds`: packing the step's views into rows, by one process.
+
+    Args:
+        tell: called with {"seconds": ...} after every step, the first included.
+    """
     recipe, mask_ratio = recipe_of(config), config.model.mask_ratio
     views = random_views(spec, config.data.rows_per_step, target_gsd, dates, modalities)
     capacity = exact_capacity(spec, views, recipe, mask_ratio)
     rows = pack(spec, views, capacity, recipe, mask_ratio)
+    began = time.monotonic()
+    rows = pack(spec, views, capacity, recipe, mask_ratio)
+    packing_seconds = time.monotonic() - began
     inputs = {spec.name: experiment.inputs_of(spec, capacity)}
     program = Program(
         config, experiment.ramen(config), inputs, make_mesh(config), steps=1000, steps_per_epoch=100
@@ -155,20 +184,50 @@ def measure_step(
         state, metrics = compiled(state, placed)
         loss = float(jax.device_get(metrics["loss"]))
         seconds.append(time.monotonic() - began)
+        tell({"seconds": seconds[-1]})
     if not np.isfinite(loss):
         raise RuntimeError(f"the loss of the benchmark became {loss}")
-    timed = sorted(seconds[1:])
+    timed = seconds[1:]
+    peak = peak_memory()[0]
+    model_flops = flops.of_training(
+        program.model.architecture, rows.encoder_segment_RxE, rows.decoder_segment_RxL
+    )
     return {
         "compile_seconds": compile_seconds,
-        "step_seconds": timed[len(timed) // 2],
-        "fastest_seconds": timed[0],
+        "step_seconds": statistics.median(timed),
+        "fastest_seconds": min(timed),
+        "slowest_seconds": max(timed),
+        "packing_seconds": packing_seconds,
+        "flops": model_flops,
+        "matmul_flops": matmul_rate(config.model.dtype),
         "tokens": float(np.sum(rows.decoder_segment_RxL > 0)),
         "padded_tokens": float(rows.decoder_segment_RxL.size),
         "visible_tokens": float(np.sum(rows.encoder_segment_RxE > 0)),
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
         "loss": loss,
-        "peak_bytes": peak_memory()[0],
+        "peak_bytes": peak,
     }
+
+
+def matmul_rate(dtype: str, size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of some products of square matrices on this process's devices' first one."""
+    matrix = jax.numpy.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    product(matrix, matrix).block_until_ready()
+    fastest = math.inf
+    for _ in range(repeats):
+        began = time.monotonic()
+        product(matrix, matrix).block_until_ready()
+        fastest = min(fastest, time.monotonic() - began)
+    return 2.0 * size**3 / fastest
+
+
+def machine() -> str:
+    """What the figures are of."""
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    what = f"{len(usable_cores())} cores" if on_cpu else f"{jax.device_count()} x {device.device_kind}"
+    return f"{what}, jax {jax.__version__}"
 
 
 def data_table(config: Any, workdir: str, corpus: str, seconds: float, step_seconds: float) -> Iterator[str]:
@@ -215,10 +274,7 @@ def data_table(config: Any, workdir: str, corpus: str, seconds: float, step_seco
 def print_table(arguments: Any, config: Any, modalities: Sequence[str], figures: dict[str, float]) -> None:
     """The figures, one a line."""
     seconds = figures["step_seconds"]
-    device = jax.devices()[0]
-    what = "cores" if device.platform == "cpu" else device.device_kind
-    count = len(usable_cores()) if device.platform == "cpu" else jax.device_count()
-    print(f"machine            {count} {what}, jax {jax.__version__}")
+    print(f"machine            {machine()}")
     print(
         f"model              {figures['parameters']:,.0f} parameters, {config.model.dtype}, recipe {config.recipe}"
     )
@@ -228,9 +284,18 @@ def print_table(arguments: Any, config: Any, modalities: Sequence[str], figures:
     )
     print(f"tokens per step    {figures['tokens']:,.0f} decoder, {figures['visible_tokens']:,.0f} encoder")
     print(f"compile            {figures['compile_seconds']:.1f} s")
-    print(f"step               {seconds:.3f} s median, {figures['fastest_seconds']:.3f} s fastest")
+    print(
+        f"step               {seconds:.3f} s median, {figures['fastest_seconds']:.3f} to "
+        f"{figures['slowest_seconds']:.3f} s"
+    )
     print(f"samples/s          {arguments.batch / seconds:.3f}")
     print(f"tokens/s           {figures['tokens'] / seconds:,.0f}")
+    rate, matmul = figures["flops"] / seconds, figures["matmul_flops"]
+    print(
+        f"arithmetic         {rate / 1e9:,.0f} GFLOP/s in the blocks, {rate / matmul:.0%} of this process's matrix "
+        f"products ({matmul / 1e9:,.0f})"
+    )
+    print(f"packing            {figures['packing_seconds'] / seconds:.1%} of the step's time, in one process")
     print(f"{peak_memory()[1]:<18} {figures['peak_bytes'] / 2**30:.2f} GiB")
 
 

@@ -175,6 +175,45 @@ def detail(lines: list[tuple[float, float, float, float]], places: int, path: Pa
     save(figure, path)
 
 
+def speed(cells: list[dict[str, Any]], path: Path) -> None:
+    """Seconds of a step against its tokens, a line for each model and corpus; hollow: the other command, if any.
+
+    Args:
+        cells: figures of `ramen_jax.benchmarks.grid`.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        name = (Path(cell["config"]).stem, cell["corpus"], cell["modalities"], cell["precision"])
+        lines.setdefault(name, []).append(cell)
+    for name, line in lines.items():
+        line.sort(key=lambda cell: cell["tokens"])
+        tokens = [cell["tokens"] for cell in line]
+        (drawn,) = axes.plot(
+            tokens, [cell["step_seconds"] for cell in line], "o-", label=", ".join(filter(None, name))
+        )
+        if "other_seconds" in line[0]:
+            other = [cell["other_seconds"] for cell in line]
+            axes.plot(tokens, other, "o--", color=drawn.get_color(), markerfacecolor="white")
+        for cell in line:
+            axes.annotate(
+                f"{cell['target_gsd']:g} m",
+                (cell["tokens"], cell["step_seconds"]),
+                (0, -13),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    axes.set(xscale="log", yscale="log", xlabel="decoder tokens of a step", ylabel="seconds of a step")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="upper left", fontsize=8)
+    figure.suptitle("Time of a training step")
+    hollow = " Hollow: the other command." if any("other_seconds" in cell for cell in cells) else ""
+    _note(figure, f"{cells[0]['machine']}. Labels at the points: target GSD.{hollow}", 6.4)
+    save(figure, path)
+
+
 def pyplot() -> Any:
     """Matplotlib without a screen, in the style of these figures."""
     import matplotlib
