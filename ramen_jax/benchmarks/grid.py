@@ -29,7 +29,7 @@ HEADINGS = (
 
 
 def run(arguments: Namespace, cells: Sequence[Namespace], overrides: Sequence[str]) -> int:
-    """Measures all cells, prints the table, writes the folder. 1 where nothing could be measured."""
+    """Measures all cells, prints the table, writes the folder. UserError where nothing could be measured."""
     if arguments.steps < 1:
         raise UserError("--steps must be at least 1", USAGE)
     folder = console.path(arguments.output) if arguments.output else None
@@ -45,13 +45,14 @@ def run(arguments: Namespace, cells: Sequence[Namespace], overrides: Sequence[st
             if folder is not None:
                 (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
                 (folder / "table.md").write_text(table(results, arguments.against) + "\n")
-    print(table(results, arguments.against))
     measured = [result for result in results if "failed" not in result]
+    if not measured:
+        raise UserError(f"nothing was measured: {results[0]['failed']}", DATA)
+    print(table(results, arguments.against))
     if folder is not None:
         print(f"  {folder / 'results.json'}\n  {folder / 'table.md'}")
-        if measured:
-            figures.speed(measured, folder / "speed.png")
-    return 0 if measured else 1
+        figures.speed(measured, folder / "speed.png")
+    return 0
 
 
 def _measured(cell: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -164,6 +165,8 @@ def _told(result: dict[str, Any]) -> str:
 
 def _claim(folder: Path) -> None:
     """The folder exists, and holds nothing but an earlier table. UserError."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder for the table", DATA)
     if folder.is_dir():
         foreign = [path.name for path in folder.iterdir() if path.name not in WRITTEN]
         if foreign:

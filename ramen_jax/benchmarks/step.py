@@ -21,7 +21,6 @@ from ramen_jax.config import recipe_of
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.earth.places import corpus_spec
 from ramen_jax.limits import refuse_beyond_memory
-from ramen_jax.model import flops
 from ramen_jax.parallel.mesh import make_mesh
 from ramen_jax.rows import pipeline
 from ramen_jax.rows.packing import exact_capacity, pack
@@ -189,16 +188,13 @@ def measure_step(
         raise RuntimeError(f"the loss of the benchmark became {loss}")
     timed = seconds[1:]
     peak = peak_memory()[0]
-    model_flops = flops.of_training(
-        program.model.architecture, rows.encoder_segment_RxE, rows.decoder_segment_RxL
-    )
     return {
         "compile_seconds": compile_seconds,
         "step_seconds": statistics.median(timed),
         "fastest_seconds": min(timed),
         "slowest_seconds": max(timed),
         "packing_seconds": packing_seconds,
-        "flops": model_flops,
+        "flops": program.model.training_flops(rows),
         "matmul_flops": matmul_rate(config.model.dtype),
         "tokens": float(np.sum(rows.decoder_segment_RxL > 0)),
         "padded_tokens": float(rows.decoder_segment_RxL.size),

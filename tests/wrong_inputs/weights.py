@@ -168,8 +168,15 @@ for options in (
         "--dates -1",
         "--dates x",
     ),
-    *("--dates 100000000", "--modalities nothing", "--modalities ,", "--steps 0", "--steps -3"),
+    *("--dates 100000000", "--modalities nothing", "--modalities +", "--steps 0", "--steps -3"),
     *("--data-only --seconds 0", "--data-only --seconds nan", "--data-only --step-seconds -1"),
+    *(
+        "--batch 1,two",
+        "--precision float16",
+        "--data-only --json --batch 1,2",
+        "--against nowhere",
+        "--output README.md",
+    ),
     *("--data-only --corpus nothing", "--config nowhere.py", "--config.model.depth=0", "--config.seed=x"),
 ):
     case("bench", options, lambda place, o=options: ["--config", TINY, "--corpus", "tiny", *o.split()])
