@@ -187,11 +187,11 @@ def speed(cells: list[dict[str, Any]], path: Path) -> None:
     for cell in cells:
         name = (Path(cell["config"]).stem, cell["corpus"], cell["modalities"], cell["precision"])
         lines.setdefault(name, []).append(cell)
-    for name, line in lines.items():
+    for names, line in lines.items():
         line.sort(key=lambda cell: cell["tokens"])
         tokens = [cell["tokens"] for cell in line]
         (drawn,) = axes.plot(
-            tokens, [cell["step_seconds"] for cell in line], "o-", label=", ".join(filter(None, name))
+            tokens, [cell["step_seconds"] for cell in line], "o-", label=", ".join(filter(None, names))
         )
         if "other_seconds" in line[0]:
             other = [cell["other_seconds"] for cell in line]
