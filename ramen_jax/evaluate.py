@@ -11,7 +11,8 @@ EXAMPLES = """  python -m ramen_jax.evaluate --task sen1floods11 --data s1f11 --
   python -m ramen_jax.evaluate --task mados,pastis --data benchmark --checkpoint ramen_base_99.ckpt \\
       --encoder checkpoint,untrained,raw,unet --seeds 234,235,236 --workdir runs/table    # benchmark/mados, ...
   python -m ramen_jax.evaluate --config mine.yaml --data mine --checkpoint ramen_base --target-gsd 20,40,80 \\
-      --epochs 20 --workdir runs/curve                                                    # accuracy against cost"""
+      --epochs 20 --workdir runs/curve                                                    # accuracy against cost
+  python -m ramen_jax.evaluate --suite learning --checkpoint runs/tiny --workdir runs/learning  # what was learnt"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -19,18 +20,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "evaluate",
         (
             "Trains a small decoder on the maps of a frozen encoder, and tests it, by the protocol of PANGAEA. "
-            "A run that was stopped goes on where it was, to the same result."
+            "A run that was stopped goes on where it was, to the same result. The suite `learning` needs no data: "
+            "on rendered places, what do features tell beyond raw bands and an untrained encoder?"
         ),
         EXAMPLES,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", default="", help="names of tasks, comma-separated, or all")
     what.add_argument("--config", default="", metavar="FILE", help="a task of your own: a YAML file")
+    what.add_argument(
+        "--suite", default="", help="learning: measures on rendered places, nothing to download"
+    )
     parser.add_argument(
-        "--data",
-        type=storage.local,
-        required=True,
-        help="folder of the original files; of several tasks: their parent",
+        "--data", type=storage.local, help="folder of the original files; of several tasks: their parent"
     )
     parser.add_argument(
         "--checkpoint", type=storage.checkpoint, help="a workdir, an exported folder or an official .ckpt"
@@ -44,9 +46,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--target-gsd", default="", metavar="METRES", help="per token, comma-separated (the task's)"
     )
-    parser.add_argument("--seeds", default="", help="comma-separated (the protocol's 234)")
+    parser.add_argument("--seeds", default="", help="comma-separated (the protocol's 234; of a suite: 0,1,2)")
     parser.add_argument(
-        "--labels", default="1.0", help="shares of the training labels, comma-separated (1.0)"
+        "--labels",
+        default="",
+        help="shares of the training labels, comma-separated (1.0; of a suite: 0.1,0.3,1)",
     )
     parser.add_argument("--decoder", default="", help="another decoder than the task's, or knn")
     parser.add_argument("--epochs", type=int, help="instead of the protocol's 80 (50 for a classification)")

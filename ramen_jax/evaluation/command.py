@@ -10,7 +10,7 @@ from typing import Any
 
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError, close_names
-from ramen_jax.evaluation import report
+from ramen_jax.evaluation import learning, learning_report, report
 from ramen_jax.evaluation.cache import Cache
 from ramen_jax.evaluation.encoders import KINDS, Pretrained, open_encoder
 from ramen_jax.evaluation.pangaea import protocol as protocols
@@ -18,9 +18,15 @@ from ramen_jax.evaluation.pangaea.tasks import open_task, shipped
 from ramen_jax.evaluation.runs import Run, Settings
 from ramen_jax.model import flops
 
+SUITES = ("learning",)
+
 
 def run(given: argparse.Namespace) -> int:
     """The command. Raises UserError."""
+    if given.suite:
+        return _suite(given)
+    if given.data is None:
+        raise UserError("--data is missing: the folder of the original files", USAGE)
     results = evaluate(
         given.config or given.task,
         given.data,
@@ -44,6 +50,21 @@ def run(given: argparse.Namespace) -> int:
         ),
     )
     print(report.table(results))
+    return 0
+
+
+def _suite(given: argparse.Namespace) -> int:
+    if given.suite not in SUITES:
+        raise UserError(f"no suite '{given.suite}'; {close_names(given.suite, SUITES)}", USAGE)
+    seeds = _listed("seeds", given.seeds, int) or [0, 1, 2]
+    target_gsds = _listed("target-gsd", given.target_gsd, float) or list(learning.TARGET_GSDS)
+    shares = _listed("labels", given.labels, float) or list(learning.SHARES)
+    _refuse_impossible(Settings(), target_gsds, seeds, shares, 0.0)
+    results = learning.measure(
+        given.checkpoint, seeds=seeds, target_gsds=target_gsds, shares=shares, told=_note
+    )
+    learning_report.write(results, given.workdir)
+    print(learning_report.table(results))
     return 0
 
 

@@ -71,13 +71,19 @@ def taps(depth: int) -> tuple[int, ...]:
 
 
 class Pretrained:
-    """RAMEN, never trained here. The maps of all modalities are joined on the channels, in the task's order."""
+    """RAMEN, never trained here. The maps of all modalities are joined on the channels, in the task's order.
+
+    `sampling` None: that of the training, which `metric` leaves alone where it was `area`.
+    """
 
     frozen = True
 
-    def __init__(self, name: str, encoder: Encoder, sampling: str, dtype: str = "float32") -> None:
+    def __init__(self, name: str, encoder: Encoder, sampling: str | None, dtype: str = "float32") -> None:
         architecture = dataclasses.replace(encoder.ramen.architecture, dtype=dtype, remat="none")
-        recipe = encoder.ramen.recipe.but(sampling=sampling)
+        recipe = encoder.ramen.recipe
+        # `area` has the coordinates of `metric`; a model that was trained on averages keeps them.
+        if sampling is not None and (sampling, recipe.sampling) != ("metric", "area"):
+            recipe = recipe.but(sampling=sampling)
         ramen = dataclasses.replace(encoder.ramen, architecture=architecture, recipe=recipe)
         self.name, self.encoder = name, dataclasses.replace(encoder, ramen=ramen)
         self.taps = taps(encoder.depth)
@@ -230,14 +236,14 @@ def normalised(image: Image, sensor: Sensor) -> np.ndarray:
 
 
 def open_encoder(
-    kind: str, checkpoint: Path | None, sampling: str, dtype: str = "float32", seed: int = 0
+    kind: str, checkpoint: Path | None, sampling: str | None, dtype: str = "float32", seed: int = 0
 ) -> MapEncoder:
     """An encoder by its kind.
 
     Args:
         kind: of KINDS. `untrained` takes the architecture of the checkpoint, the base one without.
         checkpoint: a workdir, an exported folder, or a .ckpt of the official code.
-        sampling: of pixels to tokens, the protocol's.
+        sampling: of pixels to tokens, the protocol's; None: that of the training. See `Pretrained`.
         dtype: "bfloat16" halves the encoder's cost on accelerators.
 
     Raises:

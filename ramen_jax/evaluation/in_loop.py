@@ -3,7 +3,7 @@
 k-NN names the landscape of a place from its neighbours among others; a linear readout in closed form names the class of
 every token. Both train nothing of the model and draw nothing at random, so they cannot change the training.
 
-Shape letters: N tokens or places, D width, C classes, h, w tokens.
+Shape letters: h, w tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -24,11 +23,10 @@ from ramen_jax.config import recipe_of
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.earth.places import corpus_spec, render_place, scene_of
 from ramen_jax.evaluation.encoders import Pretrained, Sensors
-from ramen_jax.evaluation.pangaea import metrics
-from ramen_jax.evaluation.pangaea.decoders.neighbours import SINGLE_LABEL_NEIGHBOURS, embed, vote
 from ramen_jax.evaluation.pangaea.protocol import CORRECTED
 from ramen_jax.evaluation.pangaea.tasks import open_task
 from ramen_jax.evaluation.pangaea.tasks.regions import crop
+from ramen_jax.evaluation.readout import knn, linear_readout
 from ramen_jax.inference.encoder import Encoder
 from ramen_jax.inference.places import Place
 from ramen_jax.model.architecture import Architecture
@@ -36,7 +34,6 @@ from ramen_jax.samples import Sample
 from ramen_jax.training.evaluators import Evaluator
 
 FIRST_PLACE = 10_000_000  # of the Earth: no training gets that far
-RIDGE = 1e-2  # of the mean square of a feature
 SCHEME = "worldcover"
 
 
@@ -83,40 +80,6 @@ class InLoop:
         return {f"probe/{probe.name}_{name}": value for name, value in values.items()}
 
 
-def linear_readout(
-    maps: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    asked: Sequence[np.ndarray],
-    truth: Sequence[np.ndarray],
-    classes: int,
-) -> dict[str, float]:
-    """`accuracy` and `mIoU` (percent) of tokens of `asked`, by ridge regression on one-hot labels of `maps`."""
-    known_NxD, known_N = _tokens(maps, labels)
-    asked_NxD, truth_N = _tokens(asked, truth)
-    mean, spread = known_NxD.mean(0), known_NxD.std(0) + 1e-6
-    a_NxD = np.concatenate([(known_NxD - mean) / spread, np.ones((len(known_NxD), 1))], axis=1)
-    b_NxD = np.concatenate([(asked_NxD - mean) / spread, np.ones((len(asked_NxD), 1))], axis=1)
-    one_hot_NxC = np.eye(classes)[known_N]
-    gram_DxD = a_NxD.T @ a_NxD + RIDGE * len(a_NxD) * np.eye(a_NxD.shape[1])
-    predicted_N = (b_NxD @ np.linalg.solve(gram_DxD, a_NxD.T @ one_hot_NxC)).argmax(1)
-    matrix_CxC = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix_CxC, (truth_N, predicted_N), 1)
-    scores = metrics.segmentation(matrix_CxC, metrics.CORRECTED)
-    return {"accuracy": scores["Acc"], "mIoU": scores["mIoU"]}
-
-
-def knn(
-    maps: Sequence[np.ndarray], kinds: Sequence[int], asked: Sequence[np.ndarray], truth: Sequence[int]
-) -> float:
-    """Percent of places whose kind the neighbours name."""
-    bank, queries = (
-        jnp.concatenate([embed([jnp.asarray(one)[None]]) for one in many]) for many in (maps, asked)
-    )
-    marked = np.eye(max(*kinds, *truth) + 1, dtype=np.int32)[np.asarray(kinds)]
-    votes = vote(queries, bank, jnp.asarray(marked), neighbours=SINGLE_LABEL_NEIGHBOURS)
-    return float(100 * np.mean(np.asarray(votes).argmax(1) == np.asarray(truth)))
-
-
 def run(config: ConfigDict) -> list[Evaluator]:
     """The evaluators that config.evaluators asks for. Nothing is rendered or read yet. Raises UserError."""
     asked = config.evaluators
@@ -150,7 +113,7 @@ def earth(geometry: str, places: int, target_gsd: float) -> Probe:
     samples = [
         dataclasses.replace(s, images={name: s.images[name] for name in spec.declared}) for s in samples
     ]
-    sensors = {m.name: _with_statistics(m.sensor, images[m.name]) for m in spec.as_declared()}
+    sensors = {m.name: with_statistics(m.sensor, images[m.name]) for m in spec.as_declared()}
     grid = Place(samples[0], sensors, target_gsd).grid
     found = [scene_of(0, number, spec).labels(*grid, target_gsd, SCHEME) for number in numbers]
     names = np.unique(np.concatenate([label.ravel() for label in found]))
@@ -178,7 +141,7 @@ def of_task(task: Any, places: int) -> Probe:
     return Probe(task.name, samples, labels, [], len(task.classes), sensors, task.command.target_gsd)
 
 
-def _with_statistics(sensor: Any, images: Sequence[Any]) -> Any:
+def with_statistics(sensor: Any, images: Sequence[Any]) -> Any:
     """The sensor as it is, or with the statistics of these images."""
     if sensor.mean is not None and sensor.std is not None:
         return sensor
@@ -194,10 +157,3 @@ def _whole(tree: Mapping[str, Any]) -> Any:
     if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)):
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def _tokens(maps: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] float64 and labels [N] of all known tokens."""
-    features = np.concatenate([one.reshape(-1, one.shape[-1]) for one in maps]).astype(np.float64)
-    known = np.concatenate([label.ravel() for label in labels])
-    return features[known >= 0], known[known >= 0]

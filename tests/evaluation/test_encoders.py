@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ramen_jax.console import UserError
-from ramen_jax.evaluation.encoders import Pixels, Raw, normalised, open_encoder, taps
+from ramen_jax.evaluation.encoders import Pixels, Pretrained, Raw, normalised, open_encoder, taps
 from ramen_jax.inference.places import Place, token_maps
 from ramen_jax.samples import Image, Sample
 from ramen_jax.sensors import Sensor
@@ -32,6 +34,24 @@ def sample(dates=3, side=16, seed=0):
             for name, sensor in SENSORS.items()
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "expected"),
+    [
+        ("reference", "metric", "metric"),
+        ("area", "metric", "area"),
+        ("area", "reference", "reference"),
+        ("area", None, "area"),
+        ("metric", None, "metric"),
+    ],
+)
+def test_a_model_reads_pixels_as_it_was_trained_to_where_coordinates_allow(trained, asked, expected, tiny):
+    """(Mutant: a model of area averages judged on single pixels.)"""
+    ramen = dataclasses.replace(tiny.encoder.ramen, recipe=tiny.encoder.ramen.recipe.but(sampling=trained))
+    encoder = Pretrained("x", dataclasses.replace(tiny.encoder, ramen=ramen), asked)
+    assert encoder.encoder.ramen.recipe.sampling == expected
+    assert encoder.identity["recipe"]["sampling"] == expected
 
 
 def test_taps_are_those_of_the_benchmark():

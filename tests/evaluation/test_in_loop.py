@@ -61,23 +61,3 @@ def test_a_task_is_probed(floods, repository, tiny):
     config.evaluators.tasks_every = 5
     with pytest.raises(UserError, match='did you mean "sen1floods11"'):
         in_loop.run(config)
-
-
-def test_the_linear_readout_finds_what_is_linear():
-    """And says what chance is where nothing is. (Mutants: no standardisation, labels of the wrong half.)"""
-    rng = np.random.default_rng(0)
-    maps = [rng.normal(100, 1, (6, 6, 8)) for _ in range(12)]
-    linear = [(one[..., 0] > 100).astype(np.int32) + (one[..., 3] > 101) for one in maps]
-    noise = [rng.integers(0, 3, (6, 6)) for _ in maps]
-    for labels, least, most in ((linear, 75, 100), (noise, 15, 50)):
-        unknown = [np.where(rng.random(one.shape) < 0.1, -1, one) for one in labels]
-        scores = in_loop.linear_readout(maps[:8], unknown[:8], maps[8:], unknown[8:], 3)
-        assert least < scores["accuracy"] <= most
-
-
-def test_neighbours_name_the_kind_of_place():
-    rng = np.random.default_rng(1)
-    centres = rng.normal(size=(3, 16))
-    kinds = [place % 3 for place in range(24)]
-    maps = [centres[kind] + 0.1 * rng.normal(size=(4, 4, 16)) for kind in kinds]
-    assert in_loop.knn(maps[:12], kinds[:12], maps[12:], kinds[12:]) == 100

@@ -53,6 +53,13 @@ for name, content in {
         f"a task, {name}",
         lambda place, c=content: judged(place, "--task", "", "--config", file(place, "task.yaml", c)),
     )
+for words in (
+    "--suite nothing",
+    "--suite learning --checkpoint nowhere",
+    "--suite learning --target-gsd 400",
+):
+    case("evaluate", words, lambda place, w=words: [*w.split(), "--workdir", str(place / "run")])
+case("evaluate", "a task without data", lambda place: ["--task", "mados", "--workdir", str(place / "run")])
 case("evaluate", "no arguments", lambda place: [])
 case("evaluate", "empty data", lambda place: judged(place, "--checkpoint", str(OLD / "exported")))
 
