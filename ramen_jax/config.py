@@ -348,20 +348,17 @@ def plain(value: Any) -> Any:
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Lines `key: OLD -> NEW` where two plain() configurations differ in a key that changes the numbers of a run.
 
-    A key that did not exist yet when `theirs` was written had its default. A newer trap of preparing shows in the
-    fingerprint of the corpus, which a checkpoint is checked against.
+    A key that did not exist yet when `theirs` was written had its default, a trap what `fixed` says. A newer trap of
+    preparing shows in the fingerprint of the corpus, which a checkpoint is checked against.
     """
-    known = {
-        key: value
-        for key, value in flat(plain(default()))
-        if key != "corpora" and not key.startswith("traps.")
-    }
+    known = {key: value for key, value in flat(plain(default())) if key != "corpora"}
+    known |= {f"traps.{key}": "(absent)" if key in PREPARED else trap.fixed for key, trap in TRAPS.items()}
     old, new = {**known, **dict(flat(plain(theirs)))}, dict(flat(plain(ours)))
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if any(key == ignored or key.startswith(ignored + ".") for ignored in EXECUTION_KEYS):
             continue
-        if key.removeprefix("traps.") in PREPARED and key not in old:
+        if key.removeprefix("traps.") in PREPARED and old.get(key) == "(absent)":
             continue
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if before != after:

@@ -1,8 +1,10 @@
 """Every trap of the official code and its two behaviours: one table, and one frozen value that is passed whole.
 
 A trap is a place where the official code does something that a user should know about. `reference` keeps what it
-does (released weights and published numbers follow it), `fixed` is what we think is right. A configuration names a
-recipe, which sets all of them, and may set single ones: `config.traps.sampling = "area"`.
+does (released weights and published numbers follow it), `fixed` is what we think is right. `fixed-2` is `fixed` and
+what made features better (docs/learning.md has the numbers). A recipe that has a name never changes again: what is
+learnt later gets the next number. A configuration names a recipe, which sets all of them, and may set single ones:
+`config.traps.sampling = "area"`.
 
 A `Recipe` is made once, at the door: from a configuration (`ramen_jax.config`), from a checkpoint or an exported folder
 (`from_dict`), or by name. Whoever honours a trap takes the whole value. The table in the README and the sentences on
@@ -18,7 +20,7 @@ from typing import Any
 
 from ramen_jax.console import USAGE, UserError, close_names
 
-RECIPES = ("reference", "fixed")
+RECIPES = ("reference", "fixed", "fixed-2")
 FOLLOW = "recipe"  # value of a config.traps key that follows config.recipe
 
 
@@ -27,10 +29,11 @@ class Trap:
     """One trap.
 
     Attributes:
-        reference, fixed: its value in the two recipes.
-        others: further values that a configuration may set.
+        reference, fixed: its value in these two recipes.
         honoured_by: the room that acts on it: what a change of it changes.
         about_reference, about_fixed: a sentence part each, for people.
+        others: further values that a configuration may set.
+        fixed_2: its value in `fixed-2`; None: as in `fixed`.
     """
 
     reference: Any
@@ -39,10 +42,17 @@ class Trap:
     about_reference: str
     about_fixed: str
     others: tuple[Any, ...] = ()
+    fixed_2: Any = None
 
     @property
     def choices(self) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((self.reference, self.fixed, *self.others)))
+
+    def of(self, recipe: str) -> Any:
+        """Its value in one of RECIPES."""
+        if recipe == "fixed-2" and self.fixed_2 is not None:
+            return self.fixed_2
+        return self.reference if recipe == "reference" else self.fixed
 
 
 TRAPS: dict[str, Trap] = {
@@ -91,6 +101,24 @@ TRAPS: dict[str, Trap] = {
         "truncated grids, two resizes, a bilinear look at 2 x 2 pixels however coarse the token",
         "one resize in true metric coordinates. The value `area` averages a token's whole footprint",
         ("area",),
+    ),
+    "positions": Trap(
+        "corner",
+        "corner",
+        "rows/pipeline.py",
+        "counted in metres from the corner of the tile, so features tell where in its tile a token lies",
+        "`corner`. With `random` each view of the training is counted from a point of its own",
+        ("random",),
+        fixed_2="random",
+    ),
+    "initialisation": Trap(
+        "reference",
+        "reference",
+        "model/decoder.py",
+        "the first predictions are spread by the square root of the decoder's width: the loss begins above 1,000",
+        "`reference`. `scaled` begins with a spread of about 1, by smaller gains of the decoder's last LayerNorms",
+        ("scaled",),
+        fixed_2="scaled",
     ),
     "temporal": Trap(
         "all",
@@ -164,6 +192,8 @@ class Recipe:
     missing: str
     encodings: str
     sampling: str
+    positions: str
+    initialisation: str
     temporal: str
     ltae_dropout: float
     statistics: str
@@ -175,20 +205,21 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> Recipe:
-        """`reference` or `fixed`, single traps set otherwise.
+        """One of RECIPES, single traps set otherwise.
 
         Raises:
             UserError: an unknown recipe, trap or value; names the close ones.
         """
         if name not in RECIPES:
             raise UserError(
-                f"recipe is {name!r}, expected {' or '.join(RECIPES)}; {close_names(str(name), RECIPES)}",
+                f"recipe is {name!r}, expected {', '.join(RECIPES[:-1])} or {RECIPES[-1]}; "
+                f"{close_names(str(name), RECIPES)}",
                 USAGE,
             )
         for key in changes:
             if key not in TRAPS:
                 raise UserError(f"no trap {key!r}; {close_names(str(key), list(TRAPS))}", USAGE)
-        values = {key: getattr(trap, name) for key, trap in TRAPS.items()}
+        values = {key: trap.of(name) for key, trap in TRAPS.items()}
         return cls(**{**values, **{key: checked(key, value) for key, value in changes.items()}})
 
     @classmethod
@@ -209,7 +240,7 @@ class Recipe:
         return dataclasses.replace(self, **{key: checked(key, value) for key, value in changes.items()})
 
 
-REFERENCE, FIXED = Recipe.named("reference"), Recipe.named("fixed")
+REFERENCE, FIXED, FIXED_2 = (Recipe.named(name) for name in RECIPES)
 
 
 def checked(key: str, value: Any) -> Any:
@@ -233,11 +264,15 @@ def checked(key: str, value: Any) -> Any:
 
 def table() -> str:
     """The traps as a Markdown table, as the README shows it."""
-    lines = ["| `config.traps.` | `reference`: as the official code | `fixed` |", "|---|---|---|"]
+    lines = [
+        "| `config.traps.` | `reference`: as the official code | `fixed` | `fixed-2`, where it differs |",
+        "|---|---|---|---|",
+    ]
     for key, trap in TRAPS.items():
         cells = [
             about if str(value) in about or value in RECIPES else f"`{value}`: {about}"
             for value, about in ((trap.reference, trap.about_reference), (trap.fixed, trap.about_fixed))
         ]
-        lines.append(f"| `{key}` | {cells[0]} | {cells[1]} |")
+        newer = "" if trap.of("fixed-2") == trap.fixed else f"`{trap.fixed_2}`"
+        lines.append(f"| `{key}` | {cells[0]} | {cells[1]} | {newer} |")
     return "\n".join(lines)

@@ -22,11 +22,14 @@ from ramen_jax.corpora.records import Prepared
 from ramen_jax.earth.layouts import write_mmearth, write_worldstrat
 from ramen_jax.interchange.source import departures
 from ramen_jax.model.ramen import Ramen
-from ramen_jax.recipe import FIXED, PREPARED, REFERENCE, TRAPS, Recipe
+from ramen_jax.recipe import FIXED, FIXED_2, PREPARED, REFERENCE, TRAPS, Recipe
 from ramen_jax.rows.batch import Rows
 from ramen_jax.rows.packing import exact_capacity, pack
+from ramen_jax.rows.pipeline import StepSource
+from ramen_jax.rows.plan import Plan, PlannedCorpus
 from ramen_jax.samples import Image
 from tests.model.conftest import BANDS, SMALL, SPEC, build, make_view
+from tests.rows.small_corpora import COASTS, COASTS_GSDS, SmallSource
 
 BASE = REFERENCE.but(ltae_dropout=0.0, temporal="visible")
 
@@ -84,6 +87,23 @@ def parameters(recipe: Recipe) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
 
 
+def step_rows(recipe: Recipe) -> list[bytes]:
+    """A training step of a plan."""
+    plan = Plan([PlannedCorpus(COASTS, 8, COASTS_GSDS)], seed=0, rows_per_step=1, recipe=recipe)
+    batch = StepSource(plan, {"coasts": SmallSource(COASTS, 8)}).step(0)
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(batch.rows)]
+
+
+def begin(recipe: Recipe) -> list[float]:
+    """What the last LayerNorms of a fresh decoder multiply by."""
+
+    def scales() -> list[jax.Array]:
+        decoder = Ramen(SMALL, recipe).init(jax.random.key(0))[0]["decoder"]
+        return [decoder[name]["scale"].mean() for name in ("norm", "temporal_norm")]
+
+    return [float(scale) for scale in jax.jit(scales)()]
+
+
 OBSERVED: dict[str, Callable[[Recipe], Any]] = {
     "target": loss,
     "time_mask": packed,
@@ -91,6 +111,8 @@ OBSERVED: dict[str, Callable[[Recipe], Any]] = {
     "missing": loss,
     "encodings": loss,
     "sampling": packed,
+    "positions": step_rows,
+    "initialisation": begin,
     "temporal": packed,
     "ltae_dropout": loss,
 }
@@ -215,11 +237,60 @@ def test_a_recipe_comes_out_of_a_configuration_as_it_went_in() -> None:
     assert hash(FIXED) != hash(REFERENCE)
 
 
+def test_a_recipe_that_was_published_stays_as_it_was() -> None:
+    """What later versions add has, in an earlier recipe, the value that leaves its numbers alone."""
+    assert [trap.of("fixed-2") for trap in TRAPS.values()] == list(FIXED_2.to_dict().values())
+    for recipe in (REFERENCE, FIXED):
+        assert (recipe.positions, recipe.initialisation) == ("corner", "reference")
+    differing = {key for key, value in FIXED_2.to_dict().items() if value != getattr(FIXED, key)}
+    assert differing == {key for key, trap in TRAPS.items() if trap.fixed_2 is not None}
+    older = {key: value for key, value in FIXED.to_dict().items() if key not in differing}
+    assert Recipe.from_dict(older) == FIXED
+
+
+def test_a_run_of_before_a_trap_was_named_goes_on_under_its_recipe() -> None:
+    """(Mutant: a trap that an old config.json lacks counts as changed.)"""
+    now = configuration.plain(configuration.finish(configuration.default(), ["recipe=fixed"]))
+    then = {
+        **now,
+        "traps": {k: v for k, v in now["traps"].items() if k not in ("positions", "initialisation")},
+    }
+    assert configuration.differences(now, then) == []
+    changed = configuration.plain(
+        configuration.finish(configuration.default(), ["recipe=fixed", "traps.positions=random"])
+    )
+    assert configuration.differences(changed, then) == ["traps.positions: corner -> random"]
+
+
+def test_random_positions_move_every_view_as_a_whole() -> None:
+    """By whole metres, the tokens' distances unchanged. (Mutant: encoder and decoder moved apart.)"""
+    corpora = [PlannedCorpus(COASTS, 8, COASTS_GSDS)]
+    found = {}
+    for positions in ("corner", "random"):
+        recipe = FIXED.but(positions=positions)
+        plan = Plan(corpora, seed=0, rows_per_step=1, recipe=recipe)
+        found[positions] = StepSource(plan, {"coasts": SmallSource(COASTS, 8)}).step(0).rows
+    corner, moved = found["corner"], found["random"]
+    offsets = []
+    for segment in range(1, int(corner.decoder_segment_RxL.max()) + 1):
+        shifts = []
+        for side, cls in (("encoder", corner.encoder_feature_RxE), ("decoder", corner.decoder_modality_RxL)):
+            segments = getattr(corner, f"{side}_segment_Rx{'E' if side == 'encoder' else 'L'}")
+            name = f"{side}_coords_Rx{'E' if side == 'encoder' else 'L'}x2"
+            tokens = (segments == segment) & (cls >= 0)
+            shifts.append((getattr(moved, name) - getattr(corner, name))[tokens])
+        both = np.concatenate(shifts)
+        np.testing.assert_allclose(both, np.broadcast_to(both[:1], both.shape), atol=2e-3)
+        offsets.append(tuple(both[0]))
+    assert len(set(offsets)) == len(offsets) > 1
+    assert np.ptp(np.array(offsets)) > 100
+
+
 def test_wrong_recipes_are_told() -> None:
     for make, sentence in (
         (
             lambda: Recipe.named("fixd"),
-            "recipe is 'fixd', expected reference or fixed; did you mean \"fixed\"",
+            "recipe is 'fixd', expected reference, fixed or fixed-2; did you mean \"fixed\"",
         ),
         (lambda: Recipe.named("fixed", samplng="area"), "no trap 'samplng'; did you mean \"sampling\""),
         (

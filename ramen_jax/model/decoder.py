@@ -58,7 +58,9 @@ class RamenDecoder(nnx.Module):
         self.resampler = ScaleResampler(dim, encodings=recipe.encodings, rngs=rngs)
         heads, ratio, eps = config.decoder_num_heads, config.mlp_ratio, config.block_eps
         self.temporal_block = Block(dim, heads, ratio, eps, dtype=self.dtype, attention=attention, rngs=rngs)
-        self.temporal_norm = layer_norm(dim, TOP_EPS, rngs=rngs)
+        # A prediction is a product of a token and a band's embedding, both of length sqrt(dim) after their LayerNorms.
+        gain = dim**-0.5 if recipe.initialisation == "scaled" else 1.0
+        self.temporal_norm = layer_norm(dim, TOP_EPS, gain=gain, rngs=rngs)
         self.transformer = Transformer(
             config.decoder_depth,
             dim,
@@ -71,7 +73,7 @@ class RamenDecoder(nnx.Module):
             places=places,
             rngs=rngs,
         )
-        self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)
+        self.norm = layer_norm(dim, TOP_EPS, gain=gain, rngs=rngs)
         self.modality_embedding = (
             linear(dim, dim, rngs=rngs) if recipe.modality_embedding == "bands" else None
         )

@@ -30,9 +30,10 @@ def bias_of(layer: nnx.Linear) -> jax.Array:
     return layer.bias[...]
 
 
-def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, in float32, statistics by the two-pass formula."""
-    return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, rngs=rngs)
+def layer_norm(features: int, eps: float, *, rngs: nnx.Rngs, gain: float = 1.0) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, in float32, statistics by the two-pass formula; its scale begins at `gain`."""
+    begin = nnx.initializers.constant(gain)
+    return nnx.LayerNorm(features, epsilon=eps, use_fast_variance=False, scale_init=begin, rngs=rngs)
 
 
 def in_pieces(x: jax.Array) -> jax.Array:

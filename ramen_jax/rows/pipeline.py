@@ -23,7 +23,7 @@ from ramen_jax.rows import worker_start
 from ramen_jax.rows.batch import Images, Rows
 from ramen_jax.rows.image_slots import check_image
 from ramen_jax.rows.packing import pack
-from ramen_jax.rows.plan import Plan, View, kept_dates, noise
+from ramen_jax.rows.plan import Plan, View, kept_dates, noise, origin
 from ramen_jax.rows.views import Capacity, PackedView, view_grid
 from ramen_jax.samples import CorpusSpec, Sample
 
@@ -195,6 +195,7 @@ class StepSource:
             noise=noise(view, len(view.modalities) * rows * cols),
             dates=dates,
             statistics={name: statistics(sample, name) for name in view.modalities} if statistics else {},
+            origin=origin(view) if self.plan.recipe.positions == "random" else (0.0, 0.0),
         )
 
 

@@ -40,6 +40,9 @@ ARITHMETIC = 1  # raise it with every change that gives other batches for the sa
 FEW = 1024  # samples
 ENOUGH = 1024  # positions to lay out together for a corpus of few samples
 DRAWS = ("per_sample", "per_step")
+FARTHEST = (
+    10_000  # metres; the encoding's longest wave is a few times as long, and float32 knows a position to 1 mm
+)
 
 
 class View(NamedTuple):
@@ -194,6 +197,13 @@ class Plan:
 def noise(view: View, tokens: int) -> np.ndarray:
     """[tokens] uint64: the order of these numbers decides which tokens stay visible."""
     return counter_rng.raw_bits(counter_rng.combine(view.key, "mask"), tokens)
+
+
+def origin(view: View) -> tuple[float, float]:
+    """A point (x, y) in metres for positions to be counted from, anywhere in a square of `FARTHEST` metres."""
+    bits = counter_rng.raw_bits(counter_rng.combine(view.key, "origin"), 2)
+    x, y = counter_rng.below(bits, FARTHEST)
+    return float(x), float(y)
 
 
 def kept_dates(view: View, modality: str, available: int, dropout: float, most: int) -> np.ndarray:

@@ -47,7 +47,12 @@ def test_an_old_workdir_goes_on_with_its_losses(repository, tmp_path, capsys):
     assert not list(workdir.rglob(checkpoint_files.LIST))
     model = json.loads((workdir / "config.json").read_text())["model"]
     overrides = [f"model.{key}={value}" for key, value in model.items()]
-    overrides += ["logging.tensorboard=false", "logging.stablehlo=false", "compile_cache.folder="]
+    overrides += [
+        "recipe=fixed",
+        "logging.tensorboard=false",
+        "logging.stablehlo=false",
+        "compile_cache.folder=",
+    ]
     config = configuration.load(f"{repository}/configs/tiny.py:quicktest", overrides)
     assert pretrain.run(config, workdir) == 0
     said = capsys.readouterr().out
