@@ -23,6 +23,7 @@ from ramen_jax.parallel import leaving, line, stopping
 PATIENCE = 600.0  # seconds that a process waits for the others by default
 LONG = 6 * 3600.0  # where one of them may have to read terabytes first
 LATE = 60.0  # seconds of waiting after which it is told who is waited for
+SLOW, STUCK = 600.0, 3600.0  # seconds of waiting for devices: it is told, the run ends
 GRACE = 5.0  # seconds that a process has to end by itself, with its own words, when another has failed
 NEWS = 1.0  # seconds after an error here in which the cause may be heard from elsewhere
 ROOM = "ramen_jax"
@@ -99,6 +100,32 @@ def stop_asked(name: str) -> bool:
     """Whether any process has been asked to stop. Errors as `combined`."""
     asked: bool = combined(name, stopping.asked(), any)
     return asked
+
+
+@contextmanager
+def watched(name: str) -> Iterator[None]:
+    """A block that waits for devices, which wait for other processes: told when it takes long, ended when too long.
+
+    A collective operation whose other half never comes has no timeout of its own, and cannot be woken.
+    """
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(name, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _watch(name: str, over: threading.Event) -> None:
+    if over.wait(SLOW):
+        return
+    leaving.say(f"waiting for {name} since {SLOW:.0f} s")
+    if over.wait(STUCK - SLOW):
+        return
+    told = f"{name} did not end within {STUCK:.0f} s: a device, or the network between them, does not answer"
+    if _line is not None:
+        _line.tell(line.FAILED, error=told, code=DATA)
+    leaving.leave(DATA, f"error: {told}")
 
 
 def _given(key: str) -> dict[int, tuple[str, Any]]:

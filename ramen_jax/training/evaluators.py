@@ -58,7 +58,8 @@ class Validation:
             stop_here("validation")
             evaluation = self.program.evaluation(batch.corpus)
             rows = self.program.place(batch.corpus, batch.rows, "evaluation")
-            sums, counts = jax.device_get(evaluation(params, statistics, rows))
+            with agree.watched("validation on the devices"):
+                sums, counts = jax.device_get(evaluation(params, statistics, rows))
             corpus = totals.setdefault(batch.corpus, {})
             for name, error in sums.items():
                 corpus[name] = corpus.get(name, np.zeros(2)) + np.array([error, counts[name]], np.float64)

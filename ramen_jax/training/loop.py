@@ -275,7 +275,8 @@ class _Run:
             return
         batch, device_metrics = self.pending
         self.pending = None
-        values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        with agree.watched(f"step {batch.step} on the devices"):
+            values = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         if self.not_finite is not None:
             return  # a step after the one that was not finite: it changed nothing
         if not values.pop("alive"):

@@ -174,6 +174,16 @@ def test_a_killed_process_is_missed_at_once_and_named_by_all_others(start, tmp_p
     close(losses(tmp_path / "run"), alone)
 
 
+def test_devices_that_hang_are_given_up_by_all(start):
+    """(Mutant: nothing watches the devices: all wait for ever.)"""
+    found = ends(start(STUCK_IN="1"), SOON)
+    assert [status for status, _ in found] == [1, 1], found
+    told = "step 12 on the devices did not end within 3 s"
+    assert "waiting for step 12 on the devices since 1 s" in found[1][1]
+    assert f"error: {told}" in found[1][1]
+    assert f"error: process 1 failed: {told}" in found[0][1]
+
+
 def test_ctrl_c_in_one_ends_all(start, tmp_path):
     """(Mutant: an interruption leaves without a word: JAX waits 20 s for the others, who wait for it.)"""
     group = start(TOY_SECONDS="0.1")

@@ -5,11 +5,13 @@ What goes wrong in which process comes from the environment, as a number of a pr
 BAD_IN         its samples cannot be used            RAISES_IN      its data raises
 FULL_DISK_IN   no file of it grows any more          LATE_DISK_IN   its save fails after the step that began it
 BLIND_IN       it sees no checkpoint                 OWN_WORKDIR    this process has one to itself
+STUCK_IN       its devices hang in step 12
 SLOW           "validating", "compiling", "saving" or "hearing" takes long, in SLOW_IN or, without it, in all
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import sys
@@ -38,6 +40,18 @@ def broken_at_twelve(batches):
         if batch.step == 12:
             raise console.UserError("shard 7 cannot be read", console.DATA)
         yield batch
+
+
+def stuck_at_twelve(get: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.device_get` of a device that hangs in step 12."""
+    steps = itertools.count()
+
+    def getting(tree):
+        if "alive" in tree and next(steps) == 12:
+            time.sleep(1000.0)
+        return get(tree)
+
+    return getting
 
 
 def failing_late(save: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,6 +98,10 @@ def train() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     if here("LATE_DISK_IN"):
         checkpoint._Manager.save = failing_late(checkpoint._Manager.save)
+    if "STUCK_IN" in os.environ:
+        agree.SLOW, agree.STUCK = 1.0, 3.0
+    if here("STUCK_IN"):
+        jax.device_get = stuck_at_twelve(jax.device_get)
     if here("BLIND_IN"):
         checkpoint.Checkpoints.steps = lambda self: []
     workdir = Path(sys.argv[1] + os.environ.get("OWN_WORKDIR", ""))
