@@ -37,7 +37,7 @@ while read -r python; do
   PYTHON=$python bash "$copy/launch/setup_environment.sh"
   cd "$copy"
   check "$version" .venv/bin/python -m mypy
-  for command in prepare train export embed bench pictures evaluate compile_check; do
+  for command in prepare train export embed bench pictures evaluate compile_check checkpoint doctor; do
     check "$version" .venv/bin/python -m "ramen_jax.$command" --help > /dev/null
   done
   check "$version" .venv/bin/python tests/golden/replay.py tests/golden/mae
