@@ -68,7 +68,7 @@ def run() -> int:
     )
     parser.add_argument("--steps", type=int, default=3, help="timed steps after a first untimed one (3)")
     parser.add_argument(
-        "--output", default="", metavar="DIR", help="folder for results.json, table.md, speed.png"
+        "--output", type=storage.local, metavar="DIR", help="folder for results.json, table.md, speed.png"
     )
     parser.add_argument(
         "--against",

@@ -32,7 +32,7 @@ def run(arguments: Namespace, cells: Sequence[Namespace], overrides: Sequence[st
     """Measures all cells, prints the table, writes the folder. UserError where nothing could be measured."""
     if arguments.steps < 1:
         raise UserError("--steps must be at least 1", USAGE)
-    folder = console.path(arguments.output) if arguments.output else None
+    folder = arguments.output
     if folder is not None:
         _claim(folder)
     results = []

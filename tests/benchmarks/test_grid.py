@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -71,7 +72,7 @@ def arguments(*options):
             "-c",
             "import json, sys; from ramen_jax import bench, console;"
             "console.call = lambda module, arguments, cells, overrides: print(json.dumps("
-            "[vars(arguments), [vars(cell) for cell in cells], overrides])); bench.run()",
+            "[vars(arguments), [vars(cell) for cell in cells], overrides], default=str)); bench.run()",
             *line,
         ],
         capture_output=True,
@@ -79,6 +80,7 @@ def arguments(*options):
     )
     assert parsed.returncode == 0, parsed.stderr
     whole, cells, overrides = json.loads(parsed.stdout)
+    whole["output"] = whole["output"] and Path(whole["output"])
     return Namespace(**whole), [Namespace(**cell) for cell in cells], overrides
 
 
