@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from ramen_jax import config as configuration
-from ramen_jax import console
+from ramen_jax import console, storage
 
 EXAMPLES = """  python -m ramen_jax.bench --config configs/base.py --corpus flairhub --target-gsd 10 --batch 1 --dates 8
   python -m ramen_jax.bench --config configs/small.py,configs/base.py --corpus flairhub,mmearth \\
