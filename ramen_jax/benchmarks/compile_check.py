@@ -160,8 +160,13 @@ def with_rows(path: str, overrides: list[str], config: Any, rows: int, devices: 
 
 def describe(name: str) -> list[Any]:
     """The devices of a slice, without any. UserError where libtpu is missing or does not know the slice."""
-    for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
-        os.environ.setdefault(key, value)  # else libtpu asks a cloud that is not there
+    # Else libtpu asks a cloud that is not there, and wants the one TPU of this machine for itself.
+    for key, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(key, value)
     try:
         return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except Exception as error:
