@@ -59,6 +59,11 @@ def test_every_task_that_ships_has_a_reader_and_a_writer(tmp_path):
             assert len(task.options.get("channels", ())) in (0, len(task.modalities[0].sensor.bands))
 
 
+def test_every_task_is_in_the_documentation(repository):
+    text = (repository / "docs" / "tasks.md").read_text()
+    assert [name for name in shipped() if f"`{name}`" not in text] == []
+
+
 def test_the_published_wavelengths_and_the_true_ones(layouts):
     task = "dynamicearthnet"
     published, true = (
