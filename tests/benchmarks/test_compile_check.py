@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -177,6 +178,20 @@ def test_rows_that_are_none_are_refused(text):
     with pytest.raises(UserError, match=r"--rows is .*expected rows per chip"):
         engine.rows_asked(text)
     assert engine.rows_asked("4,8") == [4, 8]
+
+
+def test_rows_follow_the_chips(monkeypatch, repository, capsys):
+    """64 rows do not divide over 256 chips: each gets one, and that is told. (Mutant: a refusal.)"""
+    shape = {"data": 128, "fsdp": 2, "tensor": 1}
+    monkeypatch.setattr(engine, "make_mesh", lambda *_: SimpleNamespace(shape=shape))
+    path = f"{repository}/configs/base.py"
+    config = configuration.load(path)
+    assert engine.with_rows(path, [], config, 0, []).data.rows_per_step == 256
+    assert "256 chips hold rows: config.data.rows_per_step=256" in capsys.readouterr().out
+    assert engine.with_rows(path, [], config, 4, []).data.rows_per_step == 1024
+    several = configuration.load(f"{repository}/configs/pod_h100_16.py")
+    found = engine.with_rows(f"{repository}/configs/pod_h100_16.py", [], several, 2, [])
+    assert {entry.rows_per_step for entry in found.corpora} == {512}
 
 
 def test_a_corpus_that_the_configuration_lacks_is_refused(repository):
