@@ -67,6 +67,24 @@ def test_the_job_in_the_jobset_is_one_of_kubernetes(repository):
         kubernetes_validate.validate(broken, "1.37", strict=True)
 
 
+def test_the_command_in_the_jobset_is_understood(repository):
+    """(Mutant: a corpus that configs/base.py does not have.)"""
+    document = yaml.safe_load((repository / "launch/gke_jobset.yaml").read_text())
+    job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
+    module, *arguments = job["template"]["spec"]["containers"][0]["args"]
+    arguments = ["--workdir=run" if text.startswith("--workdir") else text for text in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, "--print-config"],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("prepared = '/data/") == 3
+
+
 def surface(repository):
     """Command -> its options."""
     lines = (repository / "tests" / "cli_surface.txt").read_text().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -365,6 +366,7 @@ def test_the_doctor_looks_at_a_bucket(s3, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_trains_the_real_model_in_a_bucket(s3, repository, tmp_path):
+    """Stopped before its first step, begun again, and complete. (Mutant: the lock is left behind.)"""
     url = s3()
     command = [
         sys.executable,
@@ -376,6 +378,14 @@ def test_the_command_trains_the_real_model_in_a_bucket(s3, repository, tmp_path)
         url,
     ]
     variables = {**os.environ, storage.SCRATCH: str(tmp_path)}
+    early = subprocess.Popen(command, cwd=repository, env=variables, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while storage.place(url).read(LOCK) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    early.send_signal(signal.SIGTERM)
+    assert "SIGTERM" in early.communicate(timeout=100)[1]
+    assert storage.place(url).read(LOCK) is None  # given back, so that the next one need not wait
     for _ in range(2):
         done = subprocess.run(
             command, cwd=repository, env=variables, capture_output=True, text=True, timeout=400, check=False
