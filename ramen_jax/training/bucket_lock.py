@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ramen_jax.console import DATA, UserError, duration
+from ramen_jax.parallel import leaving
 from ramen_jax.storage import Bucket
 from ramen_jax.training.lock import LOCK, named, process
 
@@ -39,16 +40,18 @@ class BucketLock:
         self._stale, self._beat_every = stale, beat
         self._mine = {**process(), "token": uuid.uuid4().hex}
         self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
         try:
-            self._take(note)
+            with leaving.giving_back(self.release):  # a process that is ended here may have just made it
+                self._take(note)
         except OSError as error:
             raise UserError(f"workdir {error}", DATA) from error
-        self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
 
     def release(self) -> None:
         self._over.set()
-        self._heart.join()
+        if self._heart.is_alive():
+            self._heart.join()
         self.bucket.remove([_beat_of(self._mine)])
         if self._read().get("token") == self._mine["token"]:
             self.bucket.remove([LOCK])

@@ -90,7 +90,8 @@ class Mirror:
     def end(self) -> None:
         """Copies what is left. UserError when it cannot be; it then is in the local folder, for the next start."""
         self._over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         try:
             if not self.lost:
                 self._copy(everything=True)
@@ -245,7 +246,8 @@ def opened(place: Path | Bucket, process: int, note: Note = print) -> Iterator[t
         return
     mirror = Mirror(place, process, note if process == 0 else lambda sentence: None)
     try:
-        mirror.begin()
+        with leaving.giving_back(mirror.release):
+            mirror.begin()
     except BaseException:
         mirror.release()
         raise

@@ -258,6 +258,8 @@ def test_what_is_left_of_another_run_is_put_aside(s3, tmp_path):
 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_passed_over(s3, tmp_path, monkeypatch, capsys):
+    """And the step, once it is written anew, replaces it. (Mutant: a step that the bucket has is not copied again.)"""
+    monkeypatch.setattr(mirror, "EVERY", 60.0)  # what comes and goes in between is seen at the end alone
     url = s3()
     bucket = storage.place(url)
     train(url, "train.stop_at=10")
@@ -386,12 +388,11 @@ def test_the_command_trains_the_real_model_in_a_bucket(s3, repository, tmp_path)
     early.send_signal(signal.SIGTERM)
     assert "SIGTERM" in early.communicate(timeout=100)[1]
     assert storage.place(url).read(LOCK) is None  # given back, so that the next one need not wait
-    for _ in range(2):
-        done = subprocess.run(
-            command, cwd=repository, env=variables, capture_output=True, text=True, timeout=400, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"in {url}" in done.stdout
+    done = subprocess.run(
+        command, cwd=repository, env=variables, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"in {url}" in done.stdout
     bucket = storage.place(url)
     assert not any(name.startswith("corpora/") for name in bucket.files())
     assert api.load(url).encode
