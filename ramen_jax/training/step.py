@@ -116,10 +116,9 @@ def make_step(
         # The result is looked at before it takes the place of the old state, and computed once more for that: so the
         # new numbers need no memory beside the old ones. The barrier keeps the compiler from making one of the two.
         seen, _ = update(*jax.lax.optimization_barrier((grads, state)))
-        # One sum of squares sees every parameter. The moments need no look: they are means, weighted with beta and
-        # 1 - beta, of finite moments and of gradients whose squares have a finite sum.
-        sums = (metrics["loss"], norm, optax.global_norm(seen), optax.global_norm(statistics))
-        alive = state.alive & jnp.all(jnp.isfinite(jnp.stack(sums)))
+        # The moments need no look: they are means, weighted with beta and 1 - beta, of finite moments and of gradients
+        # whose squares have a finite sum. No norm is taken of it: on a CPU, XLA would hold all squares at once.
+        alive = state.alive & finite((metrics["loss"], norm, seen, statistics))
         new = State(state.step + 1, alive, params, statistics, opt_state)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         new = jax.tree.map(
@@ -134,6 +133,11 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def finite(tree: Tree) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def at_step(opt_state: Tree, step: jax.Array) -> Tree:
