@@ -155,7 +155,7 @@ def write_opencanopy(output: Path, places: int = 8, seed: int = 0, *, pixels: in
             features.append(_square(*corner, side, {"image_name": name, "split": split, "lidar_year": year}))
             if split == "buffer":
                 continue
-            site = Site(seed, first + place, pixels, gsd, ("forest", "bocage", "village"))
+            site = Site(seed, first + place, pixels, gsd, ("bocage", "village"))
             inside = (slice(None), slice(rim, rim + pixels), slice(column, column + pixels))
             image[inside] = site.optical(seen_by, [190], "uint8")[0]
             height[inside] = np.rint(10 * site.height() * site.classes({1: TREES}, other=0))[None]

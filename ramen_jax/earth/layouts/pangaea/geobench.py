@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from ramen_jax.earth.layouts import files
-from ramen_jax.earth.layouts.pangaea.site import ROOFS, TREES, Site
+from ramen_jax.earth.layouts.pangaea.site import OPEN, ROOFS, SEALED, Site
 from ramen_jax.sensors import Sensor, sensor
 
 _Channels = Mapping[str, tuple[str, ...]]
@@ -52,7 +52,7 @@ _DIGITAL, _REFLECTANCE = "DN (uint8)", "reflectance x 10000"
 
 # Landscapes that a classification tells apart, as many as it has classes at most; maps show the first two.
 _LANDSCAPES = ("lake", "suburb", "desert", "forest")
-_STANDING = (*ROOFS, *TREES)
+_BARE = (*ROOFS, *SEALED, *OPEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,8 @@ _PRESENT = 0.03  # share of the pixels from which on a class is a label of its p
 def write_geobench(name: str, output: Path, places: int = 8, seed: int = 0, *, pixels: int = 64) -> None:
     """One of SETS. Maps and multiple labels stand for groups of surfaces, classes for landscapes.
 
-    In maps of two classes the second one is what stands on the ground, roofs and trees. The channels hold what they
-    hold in the originals, which for m-eurosat and m-brick-kiln is not what they are called.
+    In maps of two classes the second one is where nothing grows: roofs, roads, soil. The channels hold what they hold
+    in the originals, which for m-eurosat and m-brick-kiln is not what they are called; m-eurosat is level 1C.
     """
     kind, seen_by = _SETS[name], sensor(f"pangaea_{name.replace('-', '_')}")
     stored = Sensor(seen_by.name, seen_by.bands, seen_by.gsd, kind.units)
@@ -99,7 +99,7 @@ def write_geobench(name: str, output: Path, places: int = 8, seed: int = 0, *, p
     landscapes = _LANDSCAPES[: 2 if kind.family == "segmentation" else kind.classes]
     for index, split in enumerate(files.split_of(places)):
         site = Site(seed, index, pixels, seen_by.gsd, landscapes)
-        values_CxHxW = site.optical(stored, [180], kind.dtype)[0]
+        values_CxHxW = site.optical(stored, [180], kind.dtype, toa=name == "m-eurosat")[0]
         sample = f"id_{index:06d}"
         partition["valid" if split == "val" else split].append(sample)
         facts: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def write_geobench(name: str, output: Path, places: int = 8, seed: int = 0, *, p
                 facts[channel] = _facts(channel, others, seen_by.gsd)
             if kind.family == "segmentation":
                 two = kind.classes == 2
-                label = site.classes({1: _STANDING}, other=0) if two else site.numbered(kind.classes)
+                label = site.classes({1: _BARE}, other=0) if two else site.numbered(kind.classes)
                 file.create_dataset("label", data=label.astype(np.int64))
                 facts["label"] = _facts("label", (), seen_by.gsd)
             file.attrs["pickle"] = str(pickled({**facts, "bands_order": list(kind.channels)}))

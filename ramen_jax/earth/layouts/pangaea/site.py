@@ -49,9 +49,9 @@ class Site:
         """Number of the landscape, a truth for classification."""
         return list(LANDSCAPES).index(self.scene.landscape)
 
-    def optical(self, sensor: Sensor, days: Sequence[int], dtype: str) -> np.ndarray:
-        """[T, C, H, W] as a file of that sensor holds it, with a little noise."""
-        ground = self.scene.optical(self._seen(sensor), self.pixels, self.pixels, np.asarray(days))
+    def optical(self, sensor: Sensor, days: Sequence[int], dtype: str, toa: bool = False) -> np.ndarray:
+        """[T, C, H, W] as a file of that sensor holds it, with a little noise; `toa`: at the top of the atmosphere."""
+        ground = self.scene.optical(self._seen(sensor), self.pixels, self.pixels, np.asarray(days), toa)
         ground = ground + self.rng.standard_normal(ground.shape, dtype=np.float32) * (0.0015 + 0.006 * ground)
         return self._encoded(np.maximum(ground, 0), sensor, dtype)
 
