@@ -9,7 +9,9 @@ The public interface is imported on first use, so that loader processes and `--h
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -30,3 +32,17 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'ramen_jax' has no attribute '{name}'; it offers {', '.join(_PUBLIC)}")
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+class _Package(ModuleType):
+    """The import system binds a loaded submodule to its package's attribute of that name.
+
+    `ramen_jax.evaluate` is a command (`python -m`), and `rj.evaluate` stays the function, whatever was imported.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -52,7 +52,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="",
         help="shares of the training labels, comma-separated (1.0; of a suite: 0.1,0.3,1)",
     )
-    parser.add_argument("--decoder", default="", help="another decoder than the task's, or knn")
+    parser.add_argument(
+        "--decoder",
+        default="",
+        help="another decoder than the task's, or a readout without training: knn, ridge",
+    )
     parser.add_argument("--epochs", type=int, help="instead of the protocol's 80 (50 for a classification)")
     parser.add_argument("--batch-size", type=int, help="instead of the protocol's 8")
     parser.add_argument("--replicate", type=int, help="copies of each training place per epoch (the task's)")

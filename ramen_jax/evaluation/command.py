@@ -10,7 +10,7 @@ from typing import Any
 
 from ramen_jax import console
 from ramen_jax.console import USAGE, UserError, close_names
-from ramen_jax.evaluation import learning, learning_report, report
+from ramen_jax.evaluation import closed_form, learning, learning_report, report
 from ramen_jax.evaluation.cache import Cache
 from ramen_jax.evaluation.encoders import KINDS, Pretrained, open_encoder
 from ramen_jax.evaluation.pangaea import protocol as protocols
@@ -105,7 +105,8 @@ def evaluate(
     rules = protocols.by_name(protocol)
     settings = settings or Settings()
     _refuse_impossible(settings, target_gsds, seeds, labels, cache_limit)
-    names = list(encoders) or [*(["checkpoint"] if checkpoint else []), *KINDS[1:]]
+    baselines = [name for name in KINDS[1:] if name != "unet" or settings.decoder not in closed_form.NAMES]
+    names = list(encoders) or [*(["checkpoint"] if checkpoint else []), *baselines]
     for name in names:
         if name not in KINDS:
             raise UserError(f"no encoder '{name}'; {close_names(name, KINDS)}", USAGE)
@@ -149,8 +150,8 @@ def cost(run: Run) -> dict[str, float]:
             [cut[0].sample], run.features.sensors, run.target_gsd, run.features.series
         )
     of_decoder = 0.0
-    if not run.neighbours:
-        levels = run.features.of(cut[:1], keep=True)
+    if not run.closed:
+        levels = run.features.of(cut[:1], keep=True, statistics=run.features.initial())
         size = cut[0].target.shape if cut[0].target.ndim == 2 else (1, 1)
         decoder, shapes = run.decoder, run.decoder.shapes()
 

@@ -24,7 +24,7 @@ import numpy as np
 from ramen_jax.console import DATA, USAGE, UserError, close_names
 from ramen_jax.inference.encoder import Encoder
 from ramen_jax.inference.on_grid import on_grid
-from ramen_jax.inference.places import Place
+from ramen_jax.inference.places import Batch, Place
 from ramen_jax.limits import refuse_beyond_memory
 from ramen_jax.model import flops
 from ramen_jax.model.architecture import Architecture
@@ -115,14 +115,11 @@ class Pretrained:
         if series:
             return _each_date(self, samples, sensors, target_gsd)
         places = [Place(sample, sensors, target_gsd) for sample in samples]
-        results: list[np.ndarray | None] = [None] * len(places)
+        results: dict[int, np.ndarray] = {}
         for batch in self.encoder.batches(places):
-            self.programs.add(_shapes(batch.rows))
-            encoded_KxRxExD = np.asarray(self.encoder.run(batch, self.taps))
-            for number, _, maps in batch.maps(encoded_KxRxExD):
-                joined_KxDxhxw = np.concatenate(list(maps.values()), axis=1)
-                results[number] = np.ascontiguousarray(np.moveaxis(joined_KxDxhxw, 1, -1))
-        return [found for found in results if found is not None]
+            self.programs.add(shapes_of(batch.rows))
+            results |= joined_levels(batch, np.asarray(self.encoder.run(batch, self.taps)))
+        return [results[number] for number in range(len(places))]
 
     def flops(self, samples: Sequence[Sample], sensors: Sensors, target_gsd: float, series: bool) -> float:
         """Of encoding these samples, two per multiply-add, padding included; counted in the trace, nothing runs."""
@@ -336,6 +333,14 @@ def _frame(sample: Sample, date: int) -> Sample:
     return dataclasses.replace(sample, images=images)
 
 
-def _shapes(rows: Any) -> tuple[Any, ...]:
+def joined_levels(batch: Batch, encoded_KxRxExD: np.ndarray) -> dict[int, np.ndarray]:
+    """Number of the place -> [K, h, w, D], the maps of its modalities joined on the channels."""
+    return {
+        number: np.ascontiguousarray(np.moveaxis(np.concatenate(list(maps.values()), axis=1), 1, -1))
+        for number, _, maps in batch.maps(encoded_KxRxExD)
+    }
+
+
+def shapes_of(rows: Any) -> tuple[Any, ...]:
     """What a compilation depends on."""
     return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(rows))

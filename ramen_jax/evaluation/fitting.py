@@ -25,13 +25,16 @@ from ramen_jax.console import UserError
 from ramen_jax.evaluation.pangaea.decoders import Decoder
 from ramen_jax.evaluation.pangaea.losses import Loss
 
+ENCODER_STREAM = 1 << 16  # of dropout keys, beyond those of a decoder's parts
+
 
 class State(NamedTuple):
-    """Everything that a step changes."""
+    """Everything that a step changes. `encoder`: running statistics of an encoder that drifts, else empty."""
 
     params: Any
     statistics: Any
     optimizer: Any
+    encoder: Any
 
 
 class Fit:
@@ -60,10 +63,20 @@ class Fit:
         self._step = jax.jit(self._train, donate_argnums=0)
         self._decode = jax.jit(self._forward, static_argnums=3)
 
-    def init(self) -> State:
-        """Fresh weights, a function of the seed alone."""
-        params, statistics = self.decoder.init(self.key)
-        return self.place(State(params, statistics, self.optimizer.init(params)))
+    def init(self, encoder: Any) -> State:
+        """Fresh weights, a function of the seed alone, beside the encoder's first statistics."""
+        return self.begin(*self.decoder.init(self.key), encoder)
+
+    def begin(self, params: Any, statistics: Any, encoder: Any) -> State:
+        """A training that begins with these weights of the decoder."""
+        return self.place(State(params, statistics, self.optimizer.init(params), encoder))
+
+    def encoder_key(self, number: int) -> jax.Array | None:
+        """Of the encoder's dropout in step `number`; None where dropout is off."""
+        return jax.random.fold_in(self._step_key(number), ENCODER_STREAM) if self.dropout else None
+
+    def _step_key(self, number: Any) -> jax.Array:
+        return jax.random.fold_in(self.key, number + 1)
 
     def place(self, state: State) -> State:
         return jax.device_put(state, self.whole)
@@ -94,7 +107,7 @@ class Fit:
         self, state: State, levels: tuple[jax.Array, ...], labels: jax.Array, number: jax.Array
     ) -> tuple[State, jax.Array]:
         self.traced["step"] += 1  # while tracing: once per compilation
-        key = jax.random.fold_in(self.key, number + 1) if self.dropout else None
+        key = self._step_key(number) if self.dropout else None
         size = labels.shape[1:3] if labels.ndim == 3 else (1, 1)
 
         def objective(params: Any) -> tuple[jax.Array, Any]:
@@ -103,7 +116,7 @@ class Fit:
 
         (loss, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, moments = self.optimizer.update(gradients, state.optimizer, state.params)
-        updated = State(optax.apply_updates(state.params, updates), statistics, moments)
+        updated = State(optax.apply_updates(state.params, updates), statistics, moments, state.encoder)
         finite = jnp.isfinite(loss)
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state), loss
 

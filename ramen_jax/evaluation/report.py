@@ -67,21 +67,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             if task in scores
         ]
     protocols = sorted({result["protocol"]["name"] for result in results})
-    return "\n".join([*lines, "", f"Protocol: {', '.join(protocols)}. " + " ".join(departures(results))])
+    return "\n".join([*lines, "", f"Protocol: {', '.join(protocols)}."])
 
 
 def _spread(values: Sequence[float]) -> str:
     """`63.20`, or with several seeds mean and standard deviation (of the sample)."""
     mean = f"{np.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
-
-
-def departures(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Where these runs are not what the named protocol says."""
-    asked = any(result["protocol"]["encoder_statistics"] == "batch" for result in results)
-    return (
-        ["The encoder used its running statistics and no dropout, also under `published`."] if asked else []
-    )
 
 
 def write(results: Sequence[dict[str, Any]], folder: Path) -> None:

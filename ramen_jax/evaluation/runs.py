@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,12 @@ import numpy as np
 from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.counter_rng import combine, permute
+from ramen_jax.evaluation import closed_form
 from ramen_jax.evaluation.cache import Cache
 from ramen_jax.evaluation.encoders import MapEncoder
 from ramen_jax.evaluation.features import Features, decoder_name
 from ramen_jax.evaluation.fitting import Fit, State, read_facts, restore, save
 from ramen_jax.evaluation.pangaea import decoders, losses, metrics
-from ramen_jax.evaluation.pangaea.decoders.neighbours import (
-    MULTI_LABEL_NEIGHBOURS,
-    SINGLE_LABEL_NEIGHBOURS,
-    embed,
-    positives,
-    vote,
-)
 from ramen_jax.evaluation.pangaea.optimization import optimizer
 from ramen_jax.evaluation.pangaea.tasks import Example, Task
 from ramen_jax.evaluation.pangaea.tasks.regions import crop, resize, training_region
@@ -45,7 +39,7 @@ from ramen_jax.evaluation.pangaea.tasks.selection import copies, limited
 from ramen_jax.evaluation.pangaea.tiling import Tiles
 
 DEFINITIONS = (metrics.PUBLISHED, metrics.CORRECTED)
-POOLED = ("classification", "multi_label")
+POOLED = closed_form.PLACES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +47,7 @@ class Settings:
     """What a person may choose; None: what the protocol and the task say.
 
     Attributes:
-        target_gsd: metres per token. `decoder`: a name of `decoders.KINDS`, or `knn`. `labels`: share of the training
+        target_gsd: metres per token. `decoder`: of `decoders.KINDS` or `closed_form.NAMES`. `labels`: share of training
             places. `channels`: width of a UPerNet. `dropout`: of the decoder.
     """
 
@@ -94,19 +88,20 @@ class Run:
         self.items = {split: task.split(split) for split in ("train", "val", "test")}
         self.items["train"] = limited(task, "train", settings.labels)
         self.settings = settings
-        self.neighbours = settings.decoder == "knn"
-        if self.neighbours and not pooled:
-            raise UserError(
-                f"knn classifies places, and {task.name} is a {task.family}; choose a decoder", USAGE
-            )
-        name = "cls_linear" if self.neighbours else settings.decoder or command.decoder
-        self.name = "knn" if self.neighbours else decoder_name(name, encoder)
-        kind = decoders.KINDS[name if self.neighbours else self.name]
-        self.features = Features(task, encoder, self.target_gsd, kind.merge != "single", cache)
+        self.closed = settings.decoder in closed_form.NAMES
+        asked = settings.decoder or command.decoder
+        self.name = asked if self.closed else decoder_name(asked, encoder)
+        merge = decoders.KINDS[command.decoder if self.closed else self.name].merge
+        # A readout compares two dates as the task's decoder does; any other series is the encoder's to merge.
+        self.compare = decoders.COMPARISONS.get(merge) if self.closed else None
+        series = self.compare is not None if self.closed else merge != "single"
+        self.features = Features(task, encoder, self.target_gsd, series, cache, trains=not self.closed)
         self.side = task.command.crop
         self.features.check(self.side, max(self.batch_size, protocol.tile_batch))
         self.key = command.select or protocol.selection(task.family)
-        if not self.neighbours:
+        if self.closed:
+            self._prepare_readout()
+        else:
             self._prepare(settings)
 
     def _prepare(self, settings: Settings) -> None:
@@ -141,11 +136,28 @@ class Run:
             settings.dropout,
         )
 
+    def _prepare_readout(self) -> None:
+        task = self.task
+        if not self.encoder.frozen:
+            raise UserError(
+                f"{self.name} reads maps of a frozen encoder, and {self.encoder.name} is trained", USAGE
+            )
+        if not self.items["train"]:
+            raise UserError(f"task {task.name}: no place to learn from", DATA)
+        first = task.modalities[0]
+        places = len(self.items["train"])
+        tiles = len(Tiles.of(max(first.height, self.side), max(first.width, self.side), self.side))
+        cells = int(self.side * first.sensor.gsd / self.target_gsd) ** 2
+        samples = places if task.family in POOLED else places * tiles * cells
+        self.readout = closed_form.build(
+            self.name, task.family, len(task.classes), task.ignore_index, samples, self.compare
+        )
+
     @property
     def units(self) -> int:
         """Steps and validations, for a progress bar."""
-        if self.neighbours:
-            return 1
+        if self.closed:
+            return len(self.items["train"])
         validations = sum(self.task.protocol.validates(epoch) for epoch in range(self.epochs)) + 1
         return self.per_epoch * self.epochs + (validations if self.items["val"] else 0)
 
@@ -160,10 +172,6 @@ class Run:
     @property
     def metric(self) -> str:
         """The score that tables show."""
-        return "MSE" if self.task.family == "regression" else "accuracy" if self.neighbours else self._shown
-
-    @property
-    def _shown(self) -> str:
         return self.task.protocol.selection(self.task.family)
 
     # -- data --------------------------------------------------------------------------------------------------------
@@ -242,7 +250,7 @@ class Run:
                 f"{self.encoder.name}: its weights have seen no band like {', '.join(unseen)}; encoded all the same, "
                 "from wavelength, polarisation or kind"
             )
-        outcome = self._neighbours() if self.neighbours else self._train(progress)
+        outcome = self._read_out(progress) if self.closed else self._train(progress)
         _, rejected = self.task.items()
         result = {
             "identity": self.identity,
@@ -269,7 +277,7 @@ class Run:
 
     def _train(self, progress: Callable[[str], None]) -> dict[str, Any]:
         path = self.folder / "state.safetensors"
-        state = self.fit.init()
+        state = self.fit.init(self.features.initial())
         best: State = jax.tree.map(jnp.copy, state)
         facts: dict[str, Any] = {
             "identity": self.identity,
@@ -302,7 +310,7 @@ class Run:
             if last:
                 break
             for number, batch in enumerate(self.epoch(epoch), epoch * self.per_epoch):
-                state, loss = self._step(state, batch, number)
+                state, loss = self.step(state, batch, number)
                 facts["losses"].append(loss)
                 progress(f"loss {loss:.4f}")
             facts["epoch"] = epoch + 1
@@ -313,7 +321,7 @@ class Run:
         path.unlink(missing_ok=True)
         save(
             self.folder / "decoder.safetensors",
-            {"params": tested.params, "statistics": tested.statistics},
+            {"params": tested.params, "statistics": tested.statistics, "encoder": tested.encoder},
             {},
         )
         return {
@@ -323,12 +331,29 @@ class Run:
             "losses": facts["losses"],
             "steps": len(facts["losses"]),
             "parameters": decoders.count(tested.params),
-            "compiled": {**self.fit.traced, "encoder": len(self.encoder.programs)},
+            "compiled": {**self.fit.traced, "encoder": len(self.features.encoder.programs)},
             "scores": {name: scores[name] for name in DEFINITIONS},
             "confusion": scores.get("confusion"),
         }
 
-    def _step(self, state: State, batch: list[Example], number: int) -> tuple[State, float]:
+    def _read_out(self, progress: Callable[[str], None]) -> dict[str, Any]:
+        """A readout in closed form: the fixed tiles of the training places are learnt from, those of test asked."""
+        state = State({}, {}, {}, self.features.initial())
+        self._announce()
+        for item, _, _, cut in self.fixed("train"):
+            for group in self._chunks(cut):
+                levels = self.features.of(group, keep=True, statistics=state.encoder)
+                self.readout.learn(levels, np.stack([example.target for example in group]))
+            progress(item)
+        scores = self.scores(state, "test", keep_examples=True)
+        return {
+            "steps": 0,
+            "parameters": 0,
+            "scores": {name: scores[name] for name in DEFINITIONS},
+            "confusion": scores.get("confusion"),
+        }
+
+    def step(self, state: State, batch: list[Example], number: int) -> tuple[State, float]:
         names = [example.sample.id for example in batch]
         labels = np.stack([example.target for example in batch])
         if self.task.family != "regression" and not (labels != self.task.ignore_index).any():
@@ -337,10 +362,12 @@ class Run:
                 "use region focus_crop in the task's command, or a larger batch",
                 DATA,
             )
-        whole = all(example.sample.images for example in batch) and self._whole(batch)
-        return self.fit.step(state, self.features.of(batch, keep=whole), labels, number, names)
+        levels, moved = self.features.in_training(
+            batch, self._whole(), state.encoder, self.fit.encoder_key(number)
+        )
+        return self.fit.step(state._replace(encoder=moved), levels, labels, number, names)
 
-    def _whole(self, batch: Sequence[Example]) -> bool:
+    def _whole(self) -> bool:
         """Whether the training crop is the whole image, so that it comes again in every epoch."""
         return self.task.command.region == "resize" or all(
             spec.height == self.side for spec in self.task.modalities
@@ -348,11 +375,12 @@ class Run:
 
     def _announce(self) -> None:
         tiles = 0
-        for split in ("val", "test"):
+        for split in ("train" if self.closed else "val", "test"):
             spec = self.task.modalities[0]
             each = len(Tiles.of(max(spec.height, self.side), max(spec.width, self.side), self.side))
             tiles += each * len(self.items[split])
-        self.features.announce(tiles + (len(self.items["train"]) if self._whole([]) else 0), self.side)
+        crops = len(self.items["train"]) if self._whole() and not self.closed else 0
+        self.features.announce(tiles + crops, self.side)
 
     # -- scores ------------------------------------------------------------------------------------------------------
 
@@ -360,19 +388,23 @@ class Run:
         """Of one place: [H, W, C], or [C] for a classification. Tiles are decoded in chunks of one size."""
         size = cut[0].target.shape if cut[0].target.ndim == 2 else (1, 1)
         chunk = min(self.task.protocol.tile_batch, len(cut))
+        decode = self.readout.decode if self.closed else self.fit.decode
         parts = []
-        for first in range(0, len(cut), chunk):
-            group = cut[first : first + chunk]
-            levels = self.features.of(group, keep=True)
+        for group in self._chunks(cut):
+            levels = self.features.of(group, keep=True, statistics=state.encoder)
             short = chunk - len(group)
             if short:
                 levels = tuple(np.concatenate([level, np.repeat(level[-1:], short, 0)]) for level in levels)
-            parts.append(np.asarray(self.fit.decode(state, levels, size))[: len(group)])
+            parts.append(np.asarray(decode(state, levels, size))[: len(group)])
         decoded = np.concatenate(parts)
         if len(tiles) == 1:
             return decoded[0]
         published = self.task.protocol.tiles == "published"
         return np.asarray(tiles.merge(jnp.asarray(decoded)[:, None], published=published))[0]
+
+    def _chunks(self, cut: list[Example]) -> list[list[Example]]:
+        size = self.task.protocol.tile_batch
+        return [cut[first : first + size] for first in range(0, len(cut), size)]
 
     def scores(self, state: State, split: str, keep_examples: bool = False) -> dict[str, Any]:
         """{definition: scores} of a split, and its confusion matrix (rows truth) where there is one."""
@@ -407,7 +439,9 @@ class Run:
             return {name: metrics.regression(sums, name) for name in DEFINITIONS}
         if family == "classification":
             found, truth = np.stack(outputs), np.stack(targets)
-            return {name: metrics.classification(found, truth, name) for name in DEFINITIONS}
+            np.add.at(matrix, (truth, found.argmax(1)), 1)
+            scored = {name: metrics.classification(found, truth, name) for name in DEFINITIONS}
+            return {**scored, "confusion": matrix.tolist()}
         if family == "multi_label":
             scores = metrics.multi_label(np.stack(outputs) > 0, np.stack(targets))
             return dict.fromkeys(DEFINITIONS, scores)
@@ -428,25 +462,3 @@ class Run:
             },
             {"id": example.sample.id, "modality": name},
         )
-
-    def _neighbours(self) -> dict[str, Any]:
-        """k-NN: the training places are the bank, the test places ask."""
-        banks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for split in ("train", "test"):
-            vectors, targets = [], []
-            for _, example, _, cut in self.fixed(split):
-                vectors.append(
-                    np.asarray(embed([jnp.asarray(v) for v in self.features.of(cut, keep=True)]))[0]
-                )
-                targets.append(example.target)
-            banks[split] = np.stack(vectors), np.stack(targets)
-        (bank, labels), (queries, truth) = banks["train"], banks["test"]
-        single = self.task.family == "classification"
-        marked = np.eye(len(self.task.classes), dtype=np.int32)[labels] if single else labels
-        neighbours = SINGLE_LABEL_NEIGHBOURS if single else MULTI_LABEL_NEIGHBOURS
-        votes = vote(jnp.asarray(queries), jnp.asarray(bank), jnp.asarray(marked), neighbours=neighbours)
-        if single:
-            scores = {name: metrics.classification(np.asarray(votes), truth, name) for name in DEFINITIONS}
-        else:
-            scores = dict.fromkeys(DEFINITIONS, metrics.multi_label(np.asarray(positives(votes)), truth))
-        return {"scores": scores, "steps": 0, "parameters": 0, "confusion": None}

@@ -53,6 +53,13 @@ def _encode(ramen: Ramen, params: Any, statistics: Any, rows: Any, bands: Any, l
     return ramen.encode(params, statistics, rows, dict(bands), layers)
 
 
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _encode_in_training(
+    ramen: Ramen, params: Any, statistics: Any, rows: Any, bands: Any, layers: Any, key: Any
+) -> tuple[jax.Array, Any]:
+    return ramen.encode_in_training(params, statistics, rows, dict(bands), layers, key)
+
+
 @partial(jax.jit, static_argnums=(2, 3))
 def _maps(
     encoded_KxRxExD: jax.Array, first: tuple[int, int], names: tuple[str, ...], grid: tuple[int, int]
@@ -212,6 +219,14 @@ class Encoder:
         chosen = None if layers is None else tuple(layers)
         encoded = _encode(self.ramen, self.params, self.statistics, batch.rows, batch.bands, chosen)
         return encoded[None] if chosen is None else encoded
+
+    def run_in_training(
+        self, batch: Batch, layers: Sequence[int], key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """`run` with BatchNorm by the batch, dropout where `key` is given; and the statistics after it."""
+        return _encode_in_training(
+            self.ramen, self.params, self.statistics, batch.rows, batch.bands, tuple(layers), key
+        )
 
     def device_maps(
         self, places: Sequence[Place], layers: Sequence[int] | None = None

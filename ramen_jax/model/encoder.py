@@ -118,8 +118,10 @@ class RamenEncoder(nnx.Module):
         tokens = self.tokens(rows, bands, train=train, key=key).astype(self.dtype)
         return self.norm(self.transformer(tokens, rows.encoder_segment_RxE).astype(jnp.float32))
 
-    def layers(self, rows: Rows, bands: Bands) -> jax.Array:
+    def layers(
+        self, rows: Rows, bands: Bands, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """The output of every block, [depth, R, E, D] float32; the final LayerNorm is applied to the last only."""
-        tokens = self.tokens(rows, bands).astype(self.dtype)
+        tokens = self.tokens(rows, bands, train=train, key=key).astype(self.dtype)
         outputs = self.transformer.layers(tokens, rows.encoder_segment_RxE).astype(jnp.float32)
         return outputs.at[-1].set(self.norm(outputs[-1]))

@@ -104,6 +104,24 @@ class Ramen:
             return encoder(rows, bands)
         return encoder.layers(rows, bands)[jnp.asarray(layers)]
 
+    def encode_in_training(
+        self,
+        params: Tree,
+        statistics: Tree,
+        rows: Rows,
+        bands: Bands,
+        layers: Sequence[int],
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Tree]:
+        """`encode` as in training: BatchNorm by the rows' own statistics, dropout where `key` is given.
+
+        Returns:
+            The layers, [K, R, E, D] float32, and the statistics moved towards those of the rows.
+        """
+        encoder = self.encoder(params, statistics)
+        encoded = encoder.layers(rows, bands, train=True, key=key)[jnp.asarray(layers)]
+        return encoded, _statistics(encoder)
+
     def reconstruct(self, params: Tree, statistics: Tree, rows: Rows, bands: Bands) -> dict[str, jax.Array]:
         """What the model makes of the visible tokens: {modality: [R, S, T, C, H, W]} float32 in units of the target."""
         return self.decode(params, self.encode(params, statistics, rows, bands), rows, bands)
@@ -161,8 +179,7 @@ class Ramen:
                 f"loss/{name}": modality_loss(predictions[name], images, counts[name], self.recipe)
                 for name, images in rows.images.items()
             }
-        moved = _keys(nnx.to_pure_dict(nnx.state(encoder, BatchStatistic)), str)
-        return sum(losses.values(), start=jnp.zeros(())), (losses, {"encoder": moved})
+        return sum(losses.values(), start=jnp.zeros(())), (losses, _statistics(encoder))
 
     def _new_encoder(self, rngs: nnx.Rngs) -> RamenEncoder:
         return self._new(RamenEncoder, "encoder", rngs)
@@ -184,6 +201,10 @@ class Ramen:
             module = nnx.eval_shape(lambda build=build: build(nnx.Rngs(0)))
             definitions[side] = nnx.split(module, nnx.Param, BatchStatistic)[0]
         return definitions
+
+
+def _statistics(encoder: RamenEncoder) -> Tree:
+    return {"encoder": _keys(nnx.to_pure_dict(nnx.state(encoder, BatchStatistic)), str)}
 
 
 def _keys(tree: Tree, kind: type) -> Tree:

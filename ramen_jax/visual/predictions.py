@@ -42,6 +42,7 @@ def maps(
     for line, place in zip(axes, places, strict=True):
         look = display.looks(sensor, place.image)[0]
         shown = [look.picture(place.image)]
+        limits: list[tuple[float, float] | tuple[None, None]] = [(None, None)] * 4
         if classes:
             known = place.truth != ignore_index
             colours = palette / 255
@@ -50,9 +51,14 @@ def maps(
             shown += [truth, colours[place.prediction], np.where(known[..., None], wrong, UNKNOWN)]
         else:
             shown += [place.truth, place.prediction, np.abs(place.prediction - place.truth)]
+            # One scale for all three: the truth's.
+            low, high = float(place.truth.min()), float(place.truth.max())
+            limits[1:] = [(low, high), (low, high), (0.0, high - low)]
         heads = (f"{place.title}\n{look.title.splitlines()[0]}", "truth", "prediction", "errors")
-        for axis, picture, head in zip(line, shown, heads, strict=True):
-            axis.imshow(picture, interpolation="nearest")
+        for axis, picture, head, (low_end, high_end) in zip(line, shown, heads, limits, strict=True):
+            drawn = axis.imshow(picture, interpolation="nearest", vmin=low_end, vmax=high_end)
+            if picture.ndim == 2:
+                figure.colorbar(drawn, ax=axis, fraction=0.046)
             axis.set_title(head)
             axis.set_axis_off()
     if classes:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
 
 import pytest
 
 import ramen_jax as rj
+import ramen_jax.evaluate
+from ramen_jax import api
 from ramen_jax.console import UserError
+from ramen_jax.evaluate import parse
 from ramen_jax.evaluation import command as evaluation
 from ramen_jax.evaluation import report
 from ramen_jax.evaluation.pangaea.tasks.registry import DESCRIPTIONS
 from tests import exported
-from tests.conftest import REPOSITORY
 
-# Not imported: the module would take the name of the function rj.evaluate.
-parse = runpy.run_path(str(REPOSITORY / "ramen_jax" / "evaluate.py"))["parse"]
 FEW = ["--epochs", "1", "--batch-size", "2", "--crop", "64", "--decoder", "seg_linear"]
 
 
@@ -102,3 +102,9 @@ def test_mean_and_spread_over_seeds():
 
     table = report.table([result(1.0), result(3.0)])
     assert "| 2.00 ± 1.41 | 3.00 ± 1.41 | 2 |" in table
+
+
+def test_the_command_does_not_hide_the_function():
+    """(Mutant: a package that lets the import bind the module.)"""
+    assert rj.evaluate is ramen_jax.evaluate is api.evaluate
+    assert importlib.import_module("ramen_jax.evaluate").parse is parse

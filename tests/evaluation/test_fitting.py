@@ -19,7 +19,7 @@ spread, alone = (
 )
 alone.split = alone.whole = SingleDeviceSharding(jax.devices()[0])
 rng = np.random.default_rng(0)
-states, found = [spread.init(), alone.init()], []
+states, found = [spread.init({}), alone.init({})], []
 for number in range(3):
     levels = tuple(rng.normal(size=(4, 4, 4, 8)).astype(np.float32) for _ in range(4))
     labels = rng.integers(0, 3, (4, 16, 16)).astype(np.int32)
@@ -33,7 +33,7 @@ np.testing.assert_allclose(found[::2], found[1::2], rtol=2e-6)
 for one, other in zip(*(jax.tree.leaves((s.params, s.statistics)) for s in states), strict=True):
     np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-4, atol=1e-5)
 moved = np.mean([abs(a - b).mean() for a, b in zip(
-    jax.tree.leaves(jax.device_get(states[0].params)), jax.tree.leaves(jax.device_get(spread.init().params)))])
+    jax.tree.leaves(jax.device_get(states[0].params)), jax.tree.leaves(jax.device_get(spread.init({}).params)))])
 assert moved > 1e-3
 """
 

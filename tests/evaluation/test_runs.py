@@ -158,7 +158,6 @@ def test_bands_that_the_weights_have_never_seen_are_named(make_run, tiny):
         ({"batch_size": 64}, "less than one batch of 64; use a smaller --batch-size or --replicate"),
         ({"labels": 0.0}, "share of labels is 0"),
         ({"decoder": "seg_upernett"}, "no decoder 'seg_upernett'; did you mean \"seg_upernet\""),
-        ({"decoder": "knn"}, "knn classifies places"),
     ],
 )
 def test_impossible_settings(make_run, change, sentence):

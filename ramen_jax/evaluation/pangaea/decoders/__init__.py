@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from ramen_jax.evaluation.pangaea.decoders.decoder import KINDS, Decoder, build, count
+from ramen_jax.evaluation.pangaea.decoders.decoder import COMPARISONS, KINDS, Decoder, build, count
 from ramen_jax.evaluation.pangaea.decoders.official import from_official, to_official
 
-__all__ = ["KINDS", "Decoder", "build", "count", "from_official", "to_official"]
+__all__ = ["COMPARISONS", "KINDS", "Decoder", "build", "count", "from_official", "to_official"]

@@ -67,6 +67,12 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+COMPARISONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "difference": difference,
+    "concatenation": concatenation,
+}
+
+
 class Network(nnx.Module):
     """Dates merged into one map per level, then the head. A U-Net merges its dates itself."""
 
@@ -87,11 +93,8 @@ class Network(nnx.Module):
         if self.merge in ("linear", "ltae"):
             keys = [None if key is None else jax.random.fold_in(key, i) for i in range(len(levels))]
             levels = [self.time(level, train, k) for level, k in zip(levels, keys, strict=True)]
-        elif self.merge != "single":
-            compare: Callable[[jax.Array], jax.Array] = (
-                difference if self.merge == "difference" else concatenation
-            )
-            levels = [compare(level) for level in levels]
+        elif self.merge in COMPARISONS:
+            levels = [COMPARISONS[self.merge](level) for level in levels]
         head_key = None if key is None else jax.random.fold_in(key, len(levels))
         return self.head(levels, size, train=train, key=head_key)
 

@@ -19,17 +19,21 @@ MULTI_LABEL_POSITIVES = 10
 
 
 def embed(levels: Sequence[jax.Array]) -> jax.Array:
-    """Levels [B, h, w, D_i] -> unit vectors [B, D] float16, what the benchmark stores in its bank."""
-    vectors = pooled(levels)
-    norm = jnp.sqrt(jnp.sum(jnp.square(vectors), axis=1, keepdims=True))
-    return (vectors / jnp.maximum(norm, 1e-12)).astype(jnp.float16)
+    """Levels [B, h, w, D_i] -> unit vectors [B, D] float16."""
+    return unit_vectors(pooled(levels))
+
+
+def unit_vectors(vectors_NxD: jax.Array) -> jax.Array:
+    """[N, D] float16, each of length 1: what the benchmark stores in its bank."""
+    norm = jnp.sqrt(jnp.sum(jnp.square(vectors_NxD), axis=1, keepdims=True))
+    return (vectors_NxD / jnp.maximum(norm, 1e-12)).astype(jnp.float16)
 
 
 def vote(queries_QxD: jax.Array, bank_NxD: jax.Array, labels_NxC: jax.Array, *, neighbours: int) -> jax.Array:
     """Scores [Q, C] float32 in [0, 1]: the neighbours' labels, weighted by exp(cosine similarity / 0.1).
 
     Args:
-        queries_QxD, bank_NxD: unit vectors of `embed`.
+        queries_QxD, bank_NxD: of `unit_vectors`.
         labels_NxC: 0 or 1 per class; one-hot rows for single-label tasks.
         neighbours: how many of the bank vote; all of a smaller bank do.
     """
