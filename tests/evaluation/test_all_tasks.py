@@ -37,7 +37,14 @@ WRITE = {
     "mados": {**MAPS, "pixels": 36},  # its coarsest band has a sixth of the pixels
 }
 READ = {"spacenet7": {"scene": 64}, "spacenet7_change": {"scene": 64}}
-EPOCHS = {"segmentation": 60, "regression": 30, "change_detection": 20, "ai4smallfarms": 30, "spacenet7": 10}
+EPOCHS = {
+    "segmentation": 60,
+    "regression": 30,
+    "change_detection": 20,
+    "ai4smallfarms": 30,
+    "spacenet7": 10,
+    "opencanopy": 60,
+}
 # Two modalities, series, change, regression of series, one label, several labels: the others are of these kinds.
 FAST = ("sen1floods11", "croptypemapping", "xview2", "biomassters", "m-eurosat", "m-bigearthnet")
 # What is reached at least, in the family's score (mIoU, accuracy, F1; RMSE at most), about four fifths of what was.
@@ -61,7 +68,7 @@ FLOORS = {
     "m-sa-crop-type": 20.0,
     "m-so2sat": 0.5,
     "mados": 4.0,
-    "opencanopy": 24.0,
+    "opencanopy": 22.0,
     "pastis": 15.0,
     "potsdam": 35.0,
     "sen1floods11": 80.0,
