@@ -12,6 +12,7 @@ from tests.golden import side_by_side
 CASES = sorted((Path(__file__).parent / "pangaea").glob("side_by_side_*.json"))
 LOSS = 1e-3  # relative
 PIXELS = 1e-3  # share of those validated that may be of another class
+FEW = 8  # pixels: of a few thousand, those whose two best classes all but tie already pass that share by rounding
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem.removeprefix("side_by_side_"))
@@ -27,7 +28,7 @@ def test_twenty_steps(path: Path, tmp_path: Path) -> None:
     for epoch, expected in case["confusion"].items():
         matrix, ours = np.array(expected), np.array(found.confusion[epoch])
         assert ours.sum(1).tolist() == matrix.sum(1).tolist()
-        assert np.abs(ours - matrix).sum() / 2 <= PIXELS * matrix.sum(), epoch
+        assert np.abs(ours - matrix).sum() / 2 <= max(PIXELS * matrix.sum(), FEW), epoch
 
 
 def test_both_kinds_of_task_are_there() -> None:
