@@ -142,6 +142,8 @@ def main() -> None:
     if order is None:
         return
     began = time.time()
+    # A shell has its background jobs ignore Ctrl-C, and so would the processes of tests that run in one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(file, descriptor)
