@@ -27,7 +27,7 @@ __all__ = ["s3"]
         ("GS://bucket/run", r'did you mean "gs://"'),
         ("s3a://bucket/run", r'did you mean "s3://"'),
         ("http://host/run", "begin with gs://, s3://, az://.*mount or copy it"),
-        ("file:///tmp/run", "not with file:"),
+        ("file:///data/run", "not with file:"),
         ("memory://run", "not with memory:"),
         ("gs:/bucket/run", r"expected gs://BUCKET/FOLDER"),
         ("gs://", r"expected gs://BUCKET/FOLDER"),
