@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -30,16 +31,26 @@ class Stepper:
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
         self.last: dict[str, Any] = {}
+        self._unread = b""
         try:
-            self._process = subprocess.Popen(
-                self.command, stdout=subprocess.PIPE, start_new_session=True, text=True
-            )
+            self._process = subprocess.Popen(self.command, stdout=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             raise UserError(f"{self.command[0]}: cannot be started ({error.strerror})", DATA) from None
         self._signal(signal.SIGSTOP)
 
     def step(self) -> float | None:
-        """Seconds by the clock until its next object; None when it ended without another one."""
+        """Seconds by the clock until its next object; None when it ended without another one.
+
+        Raises:
+            UserError: a step was over before the command could be held still, and so was not timed.
+        """
+        if self._printed():
+            raise UserError(
+                f"{one_line(' '.join(self.command), 200)}: a step ended before the command was held still after the "
+                "one before; steps this short cannot be timed in turn, expected some tenths of a second (a larger "
+                "batch)",
+                DATA,
+            )
         self._signal(signal.SIGCONT)
         began = time.monotonic()
         found = self._read()
@@ -47,15 +58,29 @@ class Stepper:
         self._signal(signal.SIGSTOP)
         return seconds if found else None
 
-    def _read(self) -> bool:
+    def _printed(self) -> bool:
+        """Whether a line lies ready that nobody waited for."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
+        if select.select([self._process.stdout], [], [], 0)[0]:
+            self._unread += os.read(self._process.stdout.fileno(), 1 << 16)
+        return b"\n" in self._unread
+
+    def _read(self) -> bool:
+        """Waits for the next object. False where the output ended first."""
+        assert self._process.stdout is not None
+        while True:
+            line, ended, self._unread = self._unread.partition(b"\n")
+            if not ended:
+                more = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not more:
+                    return False
+                self._unread = line + more
+                continue
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
                 if isinstance(found, dict):
                     self.last = found
                     return True
-        return False
 
     def finish(self) -> int:
         """Lets it run to its end. Returns its exit status."""
