@@ -29,43 +29,31 @@ from ramen_jax.evaluation.pangaea.decoders.neighbours import (
     unit_vectors,
     vote,
 )
-from ramen_jax.evaluation.readout import RIDGE
+from ramen_jax.evaluation.readout import Moments, Ridge
 
 NAMES = ("knn", "ridge")
 PLACES = ("classification", "multi_label")  # families with a label per place
 MOST_NEIGHBOURS = 20_000  # samples in a bank
 
 
-class Ridge:
-    """Linear regression with a penalty, from the moments of its samples: they are seen once and not kept."""
+class Regression:
+    """Linear regression with a penalty: its samples are seen once and not kept."""
 
     def __init__(self) -> None:
-        self._moments: list[Any] = []
-        self._solution: tuple[np.ndarray, np.ndarray] | None = None
+        self._moments: Moments | None = None
+        self._ridge: Ridge | None = None
 
     def add(self, x_NxD: np.ndarray, y_NxC: np.ndarray) -> None:
-        x, y = np.asarray(x_NxD, np.float64), np.asarray(y_NxC, np.float64)
-        found = [len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y]
-        self._moments = [a + b for a, b in zip(self._moments, found, strict=True)] if self._moments else found
-        self._solution = None
+        found = Moments.of(x_NxD, y_NxC)
+        self._moments = found if self._moments is None else self._moments + found
+        self._ridge = None
 
     def scores(self, x_NxD: np.ndarray) -> np.ndarray:
         """[N, C] float32."""
-        if self._solution is None:
-            self._solution = self._solve()
-        weight_DxC, bias_C = self._solution
-        return (np.asarray(x_NxD, np.float64) @ weight_DxC + bias_C).astype(np.float32)
-
-    def _solve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and bias of standardised features; the bias bears no penalty."""
-        count, x, y, xx, xy = self._moments
-        mean, target = x / count, y / count
-        covariance_DxD = xx / count - np.outer(mean, mean)
-        spread = np.sqrt(np.maximum(np.diag(covariance_DxD), 0)) + 1e-6
-        correlation_DxD = covariance_DxD / np.outer(spread, spread)
-        slope_DxC = (xy / count - np.outer(mean, target)) / spread[:, None]
-        weight_DxC = np.linalg.solve(correlation_DxD + RIDGE * np.eye(len(mean)), slope_DxC) / spread[:, None]
-        return weight_DxC, target - mean @ weight_DxC
+        if self._ridge is None:
+            assert self._moments is not None, "asked before anything was learnt"
+            self._ridge = self._moments.solved()
+        return self._ridge.scores(x_NxD).astype(np.float32)
 
 
 class Neighbours:
@@ -98,7 +86,7 @@ class Readout:
         family: str,
         classes: int,
         ignore_index: int,
-        method: Ridge | Neighbours,
+        method: Regression | Neighbours,
         compare: Callable[[Any], Any] | None,
     ) -> None:
         self.family, self.classes, self.ignore_index = family, classes, ignore_index
@@ -152,7 +140,7 @@ def build(
     """
     neighbours = MULTI_LABEL_NEIGHBOURS if family == "multi_label" else SINGLE_LABEL_NEIGHBOURS
     every = max(1, -(-samples // MOST_NEIGHBOURS))
-    method = Ridge() if name == "ridge" else Neighbours(neighbours, every)
+    method = Regression() if name == "ridge" else Neighbours(neighbours, every)
     return Readout(family, classes, ignore_index, method, compare)
 
 

@@ -204,8 +204,8 @@ def _missing(ground: Ground, encoder: MapEncoder, target_gsd: float) -> Iterator
     begin = 0
     for number, missing in enumerate(names):
         maps = found[number * len(asked) : (number + 1) * len(asked)]
-        width = len(linear.mean) - maps[0].shape[-1]
-        mean_D = linear.mean[begin : begin + width]
+        width = len(linear.mean_D) - maps[0].shape[-1]
+        mean_D = linear.mean_D[begin : begin + width]
         filled = [
             np.concatenate(
                 [one[..., :begin], np.broadcast_to(mean_D, (*one.shape[:2], width)), one[..., begin:]], -1

@@ -5,6 +5,9 @@ Shape letters: N tokens or places, D width, C classes, h, w tokens.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +20,59 @@ from ramen_jax.evaluation.pangaea.decoders.neighbours import SINGLE_LABEL_NEIGHB
 RIDGE = 1e-2  # of the mean square of a feature, where nothing is chosen
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = 3  # groups of places that are left out in turn to choose a penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sums over samples that linear regression follows from; those of several groups of samples add up."""
+
+    count: int
+    x_D: np.ndarray
+    y_C: np.ndarray
+    xx_DxD: np.ndarray
+    xy_DxC: np.ndarray
+
+    @classmethod
+    def of(cls, x_NxD: np.ndarray, y_NxC: np.ndarray) -> Moments:
+        """Of features and answers, summed in float64."""
+        x, y = np.asarray(x_NxD, np.float64), np.asarray(y_NxC, np.float64)
+        return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(*(a + b for a, b in zip(self._parts(), other._parts(), strict=True)))
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(*(a - b for a, b in zip(self._parts(), other._parts(), strict=True)))
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.count, self.x_D, self.y_C, self.xx_DxD, self.xy_DxC
+
+    @property
+    def mean_D(self) -> np.ndarray:
+        return self.x_D / self.count
+
+    def solved(self, penalty: float = RIDGE) -> Ridge:
+        """The ridge regression of standardised features; the bias bears no penalty."""
+        mean_D, mean_C = self.mean_D, self.y_C / self.count
+        covariance_DxD = self.xx_DxD / self.count - np.outer(mean_D, mean_D)
+        spread_D = np.sqrt(np.maximum(np.diag(covariance_DxD), 0)) + 1e-6
+        correlation_DxD = covariance_DxD / np.outer(spread_D, spread_D)
+        slope_DxC = (self.xy_DxC / self.count - np.outer(mean_D, mean_C)) / spread_D[:, None]
+        weight_DxC = (
+            np.linalg.solve(correlation_DxD + penalty * np.eye(len(mean_D)), slope_DxC) / spread_D[:, None]
+        )
+        return Ridge(weight_DxC, mean_C - mean_D @ weight_DxC)
+
+
+class Ridge(NamedTuple):
+    """A solved regression."""
+
+    weight_DxC: np.ndarray
+    bias_C: np.ndarray
+
+    def scores(self, x_NxD: np.ndarray) -> np.ndarray:
+        """[N, C] float64."""
+        return np.asarray(x_NxD, np.float64) @ self.weight_DxC + self.bias_C
 
 
 class Linear:
@@ -39,53 +95,27 @@ class Linear:
         penalties: Sequence[float] = (RIDGE,),
     ) -> None:
         tokens = [known_tokens([one], [label]) for one, label in zip(maps, labels, strict=True)]
-        known_NxD, _ = _joined(tokens)
         self.classes = classes
-        self.mean, self.spread = known_NxD.mean(0), known_NxD.std(0) + 1e-6
-        folds = [tokens[fold::FOLDS] for fold in range(min(FOLDS, len(tokens)))]
-        parts = [_joined(fold) for fold in folds]
-        sums = [self._sums(features, known) for features, known in parts]
-        whole = _Sums(*(sum(each) for each in zip(*sums, strict=True)))
+        parts = [_joined(tokens[fold::FOLDS]) for fold in range(min(FOLDS, len(tokens)))]
+        moments = [Moments.of(features, np.eye(classes)[known]) for features, known in parts]
+        whole = functools.reduce(operator.add, moments)
         right = np.zeros(len(penalties))
         if len(penalties) > 1 and len(parts) > 1:
-            for (features, known), own in zip(parts, sums, strict=True):
-                others = _Sums(*(total - part for total, part in zip(whole, own, strict=True)))
+            for (features, known), own in zip(parts, moments, strict=True):
                 for number, penalty in enumerate(penalties):
-                    answer = self._with_constant(features) @ _solve(others, penalty)
+                    answer = (whole - own).solved(penalty).scores(features)
                     right[number] += np.count_nonzero(answer.argmax(1) == known)
         self.penalty = penalties[int(right.argmax())]
-        self.weights_DxC = _solve(whole, self.penalty)
+        self.mean_D, self.ridge = whole.mean_D, whole.solved(self.penalty)
 
     def scores(self, maps: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> dict[str, float]:
         """`accuracy` and `mIoU`, percent, of all known tokens of these places."""
         asked_NxD, truth_N = known_tokens(maps, labels)
-        predicted_N = (self._with_constant(asked_NxD) @ self.weights_DxC).argmax(1)
+        predicted_N = self.ridge.scores(asked_NxD).argmax(1)
         matrix_CxC = np.zeros((self.classes, self.classes), np.int64)
         np.add.at(matrix_CxC, (truth_N, predicted_N), 1)
         found = metrics.segmentation(matrix_CxC, metrics.CORRECTED)
         return {"accuracy": found["Acc"], "mIoU": found["mIoU"]}
-
-    def _with_constant(self, features_NxD: np.ndarray) -> np.ndarray:
-        standard_NxD = (features_NxD - self.mean) / self.spread
-        return np.concatenate([standard_NxD, np.ones((len(standard_NxD), 1))], axis=1)
-
-    def _sums(self, features_NxD: np.ndarray, known_N: np.ndarray) -> _Sums:
-        a_NxD = self._with_constant(features_NxD)
-        return _Sums(a_NxD.T @ a_NxD, a_NxD.T @ np.eye(self.classes)[known_N], len(a_NxD))
-
-
-class _Sums(NamedTuple):
-    """Products of the features with each other and with the one-hot labels, and the number of tokens."""
-
-    gram_DxD: Any
-    products_DxC: Any
-    tokens: Any
-
-
-def _solve(sums: _Sums, penalty: float) -> np.ndarray:
-    return np.linalg.solve(
-        sums.gram_DxD + penalty * sums.tokens * np.eye(len(sums.gram_DxD)), sums.products_DxC
-    )
 
 
 def _joined(tokens: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from ramen_jax.console import UserError
 from ramen_jax.evaluation import closed_form
 from ramen_jax.evaluation.encoders import Pixels, Raw
 from ramen_jax.evaluation.pangaea.decoders import COMPARISONS
+from ramen_jax.evaluation.readout import RIDGE
 from tests.evaluation.conftest import SMALL
 
 RNG = np.random.default_rng(0)
@@ -25,13 +26,13 @@ def test_ridge_is_least_squares_with_a_penalty_whatever_the_pieces():
     """(Mutants: no centring, a penalty on the bias, moments of the last piece.)"""
     x = RNG.normal(3, [1, 5, 0.1, 1, 1, 2], (200, DIM))
     y = x @ RNG.normal(size=(DIM, 2)) + 100
-    whole, pieces = closed_form.Ridge(), closed_form.Ridge()
+    whole, pieces = closed_form.Regression(), closed_form.Regression()
     whole.add(x, y)
     for part in np.array_split(np.arange(200), 3):
         pieces.add(x[part], y[part])
     np.testing.assert_allclose(whole.scores(x), pieces.scores(x), rtol=1e-6)
     z = (x - x.mean(0)) / x.std(0)
-    slope = np.linalg.solve(z.T @ z / 200 + closed_form.RIDGE * np.eye(DIM), z.T @ (y - y.mean(0)) / 200)
+    slope = np.linalg.solve(z.T @ z / 200 + RIDGE * np.eye(DIM), z.T @ (y - y.mean(0)) / 200)
     np.testing.assert_allclose(whole.scores(x), z @ slope + y.mean(0), rtol=1e-4)
 
 

@@ -42,7 +42,7 @@ def test_the_place_in_the_grid_tells_what_depends_on_it_and_nothing_else():
 
 
 def test_a_map_is_asked_again_without_being_fitted_again():
-    """(Mutant: standardisation by the tokens that are asked.)"""
+    """(Mutant: features centred by those that are asked.)"""
     rng = np.random.default_rng(3)
     maps = [rng.normal(size=(5, 5, 3)) for _ in range(20)]
     labels = [(one[..., 0] > 0).astype(np.int32) for one in maps]
