@@ -135,7 +135,8 @@ def write_biomassters(output: Path, places: int = 8, seed: int = 0, *, pixels: i
 def write_opencanopy(output: Path, places: int = 8, seed: int = 0, *, pixels: int = 667) -> None:
     """Pairs of tiles side by side in one image of a year, with a rim; squares of a buffer between them and the next.
 
-    Squares are a third of a pixel smaller than their pixels, as those of 1 km are.
+    Squares are a third of a pixel smaller than their pixels, as those of 1 km are, and begin a fifth of a pixel left of
+    their first one and an eighth below its edge. The rim is wider below.
     """
     seen_by, gsd = sensor("pangaea_opencanopy"), 1.5
     features = []
@@ -144,12 +145,12 @@ def write_opencanopy(output: Path, places: int = 8, seed: int = 0, *, pixels: in
         members = splits[first : first + 2]
         year, end = 2021 + first // 2 % 3, f"{2021 + first // 2 % 3}-{first // 2}.tif"
         left, top = 800_000.0 + 10_000 * first, 6_500_000.0
-        rim, width = 3, pixels * len(members)
-        image = np.zeros((4, pixels + 2 * rim, width + 2 * rim), np.uint8)
-        height = np.zeros((1, pixels + 2 * rim, width + 2 * rim), np.uint16)
+        rim, below, width = 3, 5, pixels * len(members)
+        image = np.zeros((4, rim + pixels + below, width + 2 * rim), np.uint8)
+        height = np.zeros((1, *image.shape[1:]), np.uint16)
         for place, split in enumerate([*members, "buffer"]):
             column = rim + pixels * place
-            corner = left + column * gsd + 0.2, top - rim * gsd - 0.2
+            corner = left + column * gsd - 0.3, top - rim * gsd - 0.2
             side = pixels * gsd - 0.5
             name = f"compressed_pansharpened_{end}"
             features.append(_square(*corner, side, {"image_name": name, "split": split, "lidar_year": year}))
