@@ -133,7 +133,7 @@ def evaluate(
         label = f"{number}/{len(chosen)} {opened_task.name} {encoder.name} at {one.target_gsd:g} m"
         with console.progress(one.units, label, "steps", start=one.units_done()) as bar:
             result = one.result(_teller(bar))
-        result |= {"flops": cost(one), "expected": opened_task.command.expected, "metric": one.metric}
+        result |= {"flops": cost(one), "expected": opened_task.command.expected, "metric": opened_task.metric}
         results.append(result)
         report.draw(opened_task, result, place)
     report.write(results, folder)

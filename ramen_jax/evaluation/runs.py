@@ -169,11 +169,6 @@ class Run:
         facts = read_facts(path) if path.is_file() else {"losses": [], "history": []}
         return len(facts["losses"]) + len(facts["history"])
 
-    @property
-    def metric(self) -> str:
-        """The score that tables show."""
-        return self.task.protocol.selection(self.task.family)
-
     # -- data --------------------------------------------------------------------------------------------------------
 
     def epoch(self, epoch: int) -> Iterator[list[Example]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 
+import numpy as np
 import pytest
 
 import ramen_jax as rj
@@ -14,6 +15,7 @@ from ramen_jax.console import UserError
 from ramen_jax.evaluate import parse
 from ramen_jax.evaluation import command as evaluation
 from ramen_jax.evaluation import report
+from ramen_jax.evaluation.pangaea.tasks import load_task, shipped
 from ramen_jax.evaluation.pangaea.tasks.registry import DESCRIPTIONS
 from tests import exported
 
@@ -86,22 +88,43 @@ def test_the_door_of_python_says_what_is_wrong(tmp_path):
         )
 
 
-def test_mean_and_spread_over_seeds():
-    def result(value):
-        return {
-            "task": "mine",
-            "encoder": "raw",
-            "decoder": "seg_linear",
-            "target_gsd": 40.0,
-            "labels": 1.0,
-            "metric": "mIoU",
-            "flops": {"encoder": 0.0, "decoder": 1e9},
-            "scores": {"published": {"mIoU": value}, "corrected": {"mIoU": value + 1}},
-            "protocol": {"name": "corrected", "encoder_statistics": "running"},
-        }
+def a_result(value, metric="mIoU", expected=None):
+    return {
+        "task": "mine",
+        "encoder": "raw",
+        "decoder": "seg_linear",
+        "target_gsd": 40.0,
+        "labels": 1.0,
+        "metric": metric,
+        "expected": expected,
+        "flops": {"encoder": 0.0, "decoder": 1e9},
+        "scores": {"published": {metric: value}, "corrected": {metric: value + 1}},
+        "protocol": {"name": "corrected", "encoder_statistics": "running"},
+    }
 
-    table = report.table([result(1.0), result(3.0)])
+
+def test_mean_and_spread_over_seeds():
+    table = report.table([a_result(1.0), a_result(3.0)])
     assert "| 2.00 ± 1.41 | 3.00 ± 1.41 | 2 |" in table
+    assert "(published)" not in table
+    assert "| accuracy | 0.1250 | 1.1250 | 1 |" in report.table([a_result(0.125, "accuracy")])
+    assert "| mine | RAMEN (published) | | | 100 % | mIoU | 50.00 |" in report.table(
+        [a_result(1.0, expected=50.0)]
+    )
+
+
+def test_the_rows_beside_ours_are_those_of_the_papers_means():
+    """The quoted U-Net's means are the published ones, and so is that of RAMEN's figures in the descriptions."""
+    without = [score for name, score in report.UNET.items() if name != "fivebillionpixels"]
+    assert np.mean(list(report.UNET.values())) == pytest.approx(57.58, abs=0.005)
+    assert np.mean(without) == pytest.approx(57.22, abs=0.005)
+    ramen = {name: load_task(name)["command"].get("expected") for name in shipped()}
+    assert {name for name, score in ramen.items() if score is not None} == set(report.UNET) - {
+        "fivebillionpixels"
+    }
+    assert np.mean([score for score in ramen.values() if score is not None]) == pytest.approx(
+        60.03, abs=0.005
+    )
 
 
 def test_the_command_does_not_hide_the_function():

@@ -102,6 +102,7 @@ def test_heights_are_predicted_and_drawn(make_run, small_files, tiny, tmp_path):
     )
     settings = dataclasses.replace(SMALL, decoder="reg_upernet", epochs=2)
     task.command = dataclasses.replace(task.command, loss="mse")
+    assert task.metric == "RMSE"
     result = make_run(tiny, settings, task=task).result()
     assert result["selected_by"] == "MSE"
     best = min(value for _, value in result["history"])

@@ -321,6 +321,28 @@ def test_a_place_without_its_label_is_left_out_and_told(copy, name):
     assert any(label.name in item.file for item in rejected)
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("hlsburnscars", "{folder}/{name}.mask.tif"),
+        ("potsdam", "{folder}/labels/{name}.png"),
+        ("pastis", "ANNOTATIONS/TARGET_{name}.npy"),
+        ("m-eurosat", "{name}.hdf5"),
+    ],
+)
+def test_a_split_without_a_complete_place_names_its_own_file(copy, name, file):
+    """(Mutant: the first file that was rejected, of whichever split.)"""
+    source = copy(name)
+    tested = small(name, source).split("test")
+    for item in [small(name, source).split("train")[0], *tested]:
+        (source / file.format(folder=item.rpartition("/")[0], name=item.rpartition("/")[2])).unlink()
+    task = small(name, source)
+    assert task.split("train")
+    with pytest.raises(UserError, match="no complete item in split test; the first problem: ") as raised:
+        task.split("test")
+    assert any(item.rpartition("/")[2] in str(raised.value) for item in tested)
+
+
 @pytest.mark.parametrize("name", ["hlsburnscars", "sen1floods11", "xview2", "fivebillionpixels"])
 def test_labels_outside_the_classes(copy, name):
     source = copy(name)

@@ -15,6 +15,7 @@ left out of the radar series.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ import numpy as np
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem, read_table
 from ramen_jax.corpora.raster import read_raster
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Image, ModalitySpec, Sample
 
 _FILES = {"optical": "S2", "sar": "S1"}
@@ -36,7 +37,7 @@ class BioMassters(Task):
 
     OPTIONS: ClassVar[dict[str, Any]] = {**Task.OPTIONS, "months": tuple(range(12))}
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         months = self.options["months"]
         if not months or not set(months) <= set(range(12)) or len(months) > self.modalities[0].max_dates:
             raise UserError(
@@ -44,7 +45,7 @@ class BioMassters(Task):
                 "numbers from 0 to 11"
             )
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split in SPLITS:
             splits[split] = []
             for row in read_table(self.source / f"{split}_Data_list.csv", ("chip_id",)):
@@ -55,7 +56,7 @@ class BioMassters(Task):
                 if lost is None:
                     splits[split].append(chip)
                 else:
-                    rejected.append(lost)
+                    rejected[split].append(lost)
         return splits, rejected
 
     def _lost(self, chip: str, split: str) -> BadItem | None:

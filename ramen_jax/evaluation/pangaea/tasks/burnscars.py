@@ -10,13 +10,12 @@ Scene names hold the day: subsetted_512x512_HLS.S30.T10SDH.2020248.v1.4.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.tasks.reading import held_out, read_label
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 _IMAGE, _MASK = "_merged.tif", ".mask.tif"
@@ -26,20 +25,22 @@ _DAY = re.compile(r"\.\d{4}(\d{3})\.")
 class BurnScars(Task):
     """See the module's docstring."""
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
-        train, rejected = self._scenes("training")
-        test, more = self._scenes("validation")
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
+        train, test = self._scenes("training"), self._scenes("validation")
         rest, chosen = held_out(len(train), 0.1, seed=23)
-        complete = {scene for scene in train if (self.source / f"{scene}{_MASK}").is_file()}
-        splits = {
-            "train": [train[i] for i in rest if train[i] in complete],
-            "val": [train[i] for i in chosen if train[i] in complete],
-            "test": [scene for scene in test if (self.source / f"{scene}{_MASK}").is_file()],
-        }
-        return splits, rejected + more
+        drawn = {"train": [train[i] for i in rest], "val": [train[i] for i in chosen], "test": test}
+        splits: dict[str, list[str]] = {}
+        rejected: Rejected = {}
+        for split, scenes in drawn.items():
+            masks = {scene: self.source / f"{scene}{_MASK}" for scene in scenes}
+            splits[split] = [scene for scene, mask in masks.items() if mask.is_file()]
+            rejected[split] = [
+                BadItem(mask, "the label is missing") for mask in masks.values() if not mask.is_file()
+            ]
+        return splits, rejected
 
-    def _scenes(self, folder: str) -> tuple[list[str], list[BadItem]]:
-        """Scenes in the order of their names, and those without a mask. The draw counts both."""
+    def _scenes(self, folder: str) -> list[str]:
+        """Scenes in the order of their names, those without a mask too: the draw counts them."""
         if not (self.source / folder).is_dir():
             raise UserError(
                 f"task {self.name}: {self.source / folder}: no such folder, expected training and validation"
@@ -47,11 +48,7 @@ class BurnScars(Task):
         images = sorted((self.source / folder).glob(f"*{_IMAGE}"))
         if not images:
             raise UserError(f"task {self.name}: no file *{_IMAGE} in {self.source / folder}")
-        scenes = [f"{folder}/{path.name.removesuffix(_IMAGE)}" for path in images]
-        absent = [
-            Path(f"{scene}{_MASK}") for scene in scenes if not (self.source / f"{scene}{_MASK}").is_file()
-        ]
-        return scenes, [BadItem(mask, "the label is missing") for mask in absent]
+        return [f"{folder}/{path.name.removesuffix(_IMAGE)}" for path in images]
 
     def _read(self, item: str, split: str, draw: int) -> Example:
         path = self.source / f"{item}{_IMAGE}"

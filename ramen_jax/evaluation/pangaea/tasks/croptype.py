@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem, day_of_year, read_table
 from ramen_jax.evaluation.pangaea.tasks.reading import evenly, read_array, read_json, whole_numbers
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 from ramen_jax.samples import Image, Sample
 
 _COUNTRY = "southsudan"
@@ -29,21 +30,22 @@ _KEYS = {"optical": "s2", "sar": "s1"}
 class CropType(Task):
     """See the module's docstring."""
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         path = self.source / _COUNTRY / "list_eval_partition.csv"
         splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for row in read_table(path, ("id", "partition")):
             if row["partition"] not in _PARTITIONS or not row["id"].isdigit():
                 raise UserError(
                     f"{path}: id {row['id']!r} is in partition {row['partition']!r}, expected 0, 1 or 2"
                 )
             place = f"{int(row['id']):06d}"
+            split = _PARTITIONS[row["partition"]]
             absent = [file for file in self._paths(place) if not file.is_file()]
             if absent:
-                rejected.append(BadItem(absent[0], "no such file"))
+                rejected[split].append(BadItem(absent[0], "no such file"))
             else:
-                splits[_PARTITIONS[row["partition"]]].append(place)
+                splits[split].append(place)
         return splits, rejected
 
     def _paths(self, place: str) -> tuple[Path, Path]:

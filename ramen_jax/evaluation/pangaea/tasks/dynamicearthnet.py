@@ -10,6 +10,7 @@ Folders in the lists start with a slash and say /reprocess-cropped/UTM-24000/ wh
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem, day_of_year
 from ramen_jax.evaluation.pangaea.tasks.reading import evenly, read_array, read_lines, whole_numbers
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 
@@ -51,16 +52,16 @@ class DynamicEarthNet(Task):
                 )
         return lines
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split, lines in self._lines.items():
             splits[split] = []
             for item, (folder, label, month) in lines.items():
                 if not label.is_file():
-                    rejected.append(BadItem(label, "the label is missing"))
+                    rejected[split].append(BadItem(label, "the label is missing"))
                 elif not self._days(folder, month):
-                    rejected.append(BadItem(folder, f"no file {month}-DD.npy"))
+                    rejected[split].append(BadItem(folder, f"no file {month}-DD.npy"))
                 else:
                     splits[split].append(item)
         return splits, rejected

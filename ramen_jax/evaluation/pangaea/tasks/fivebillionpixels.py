@@ -14,7 +14,7 @@ from pathlib import Path
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.tasks.reading import paired, read_label
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 _ENDINGS = ("", "_label", "_24label")
@@ -28,9 +28,9 @@ class FiveBillionPixels(Task):
         """Split -> (name -> label, images without one)."""
         return {split: paired(self.source / split, ".tif", _ENDINGS, f"task {self.name}") for split in SPLITS}
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits = {split: [f"{split}/{name}" for name in labels] for split, (labels, _) in self._pairs.items()}
-        return splits, [item for _, rejected in self._pairs.values() for item in rejected]
+        return splits, {split: rejected for split, (_, rejected) in self._pairs.items()}
 
     def _read(self, item: str, split: str, draw: int) -> Example:
         folder, name = item.split("/")

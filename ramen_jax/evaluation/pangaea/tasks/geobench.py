@@ -10,6 +10,7 @@ alternative names that a file gives them, whatever their case.
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.hdf import open_hdf
 from ramen_jax.evaluation.pangaea.tasks.pickled import Opaque, facts, numbers
 from ramen_jax.evaluation.pangaea.tasks.reading import read_json, whole_numbers
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -31,17 +32,17 @@ class GeoBench(Task):
 
     OPTIONS: ClassVar[dict[str, Any]] = {**Task.OPTIONS, "channels": ()}
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         path = self.source / "default_partition.json"
         content = read_json(path)
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split, word in _SPLITS.items():
             if not isinstance(content, dict) or word not in content:
                 raise UserError(f"{path}: no split {word}, expected train, valid and test")
             named = [str(name) for name in content[word]]
             splits[split] = [name for name in named if self._path(name).is_file()]
-            rejected += [
+            rejected[split] += [
                 BadItem(self._path(name), "no such file") for name in named if name not in set(splits[split])
             ]
         return splits, rejected

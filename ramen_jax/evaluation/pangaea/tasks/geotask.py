@@ -32,7 +32,7 @@ from ramen_jax.corpora.geofolder import Geofolder
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.protocol import PUBLISHED, Protocol
 from ramen_jax.evaluation.pangaea.tasks.reading import whole_numbers
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 
 
 class GeoTask(Task):
@@ -83,13 +83,15 @@ class GeoTask(Task):
     def _longest(self, name: str) -> int:
         return max(len(files) for files in self._folder.files[name].values())
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         found, rejected = self._folder.items()
         places = [place for members in found.values() for place in members]
         labelled = [place for place in places if self._label(place).is_file()]
         rejected = rejected + [
             BadItem(self._label(place), "the label is missing") for place in places if place not in labelled
         ]
+        if not labelled and rejected:
+            raise UserError(f"task {self.name}: no complete place; the first problem: {rejected[0]}")
         rule = check_keys(self.options["split"] or {}, ("val", "test", "seed"), f"task {self.name}, split")
         seed = rule.get("seed", 0)
         held = split_by_id(labelled, {"val": rule.get("test", 0), "seed": seed}, self.name)
@@ -98,7 +100,7 @@ class GeoTask(Task):
             val = val * len(labelled) / max(len(rest), 1)  # a share of all places, not of the rest
         kept = split_by_id(rest, {"val": val, "seed": seed + 1}, self.name)
         splits = {"train": kept.get("train", []), "val": kept.get("val", []), "test": held.get("val", [])}
-        return splits, rejected
+        return splits, {"": rejected}  # the split counts complete places only
 
     def _label(self, place: str) -> Path:
         return self.source / self._pattern.replace("{id}", place)

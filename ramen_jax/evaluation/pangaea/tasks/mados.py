@@ -10,6 +10,7 @@ Bands are told apart by the order of their wavelengths, which differ a little be
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.tasks.reading import read_label, read_lines
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 _CROP = re.compile(r"(Scene_\d+)_(\d+)")
@@ -27,9 +28,9 @@ _CROP = re.compile(r"(Scene_\d+)_(\d+)")
 class Mados(Task):
     """See the module's docstring."""
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split in SPLITS:
             path = self.source / "splits" / f"{split}_X.txt"
             splits[split] = []
@@ -39,7 +40,7 @@ class Mados(Task):
                 if self._label(crop).is_file():
                     splits[split].append(crop)
                 else:
-                    rejected.append(BadItem(self._label(crop), "the label is missing"))
+                    rejected[split].append(BadItem(self._label(crop), "the label is missing"))
         return splits, rejected
 
     def _label(self, crop: str) -> Path:

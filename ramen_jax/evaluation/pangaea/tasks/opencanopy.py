@@ -14,6 +14,7 @@ The benchmark calls the bands blue, green, red and near infrared; the published 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.raster import read_tile
 from ramen_jax.evaluation.pangaea.tasks.reading import read_json
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 
@@ -56,17 +57,17 @@ class OpenCanopy(Task):
             ) from error
         return tiles
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split, tiles in self._tiles.items():
             splits[split] = []
             for item, (name, _, _) in tiles.items():
                 spot, lidar = self._paths(name)
                 if not spot.is_file():
-                    rejected.append(BadItem(spot, "no such file"))
+                    rejected[split].append(BadItem(spot, "no such file"))
                 elif not lidar.is_file():
-                    rejected.append(BadItem(lidar, "the label is missing"))
+                    rejected[split].append(BadItem(lidar, "the label is missing"))
                 else:
                     splits[split].append(item)
         return splits, rejected

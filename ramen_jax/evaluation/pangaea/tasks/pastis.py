@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem, day_of_year
 from ramen_jax.counter_rng import combine, permute
 from ramen_jax.evaluation.pangaea.tasks.reading import evenly, read_array, read_json, whole_numbers
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 from ramen_jax.samples import Image, Sample
 
 _FOLDS = {1: "train", 2: "train", 3: "train", 4: "val", 5: "test"}
@@ -52,19 +53,20 @@ class Pastis(Task):
             raise UserError(f"{path}: no patches, expected the features of PASTIS-R")
         return {str(row["ID_PATCH"]): row for row in sorted(rows, key=lambda row: int(row["Fold"]))}
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for patch, row in self._patches.items():
             if int(row["Fold"]) not in _FOLDS:
                 raise UserError(
                     f"{self.source / 'metadata.geojson'}: patch {patch} is in fold {row['Fold']}, expected 1..5"
                 )
+            split = _FOLDS[int(row["Fold"])]
             absent = [path for path in self._paths(patch).values() if not path.is_file()]
             if absent:
-                rejected.append(BadItem(absent[0], "no such file"))
+                rejected[split].append(BadItem(absent[0], "no such file"))
             else:
-                splits[_FOLDS[int(row["Fold"])]].append(patch)
+                splits[split].append(patch)
         return splits, rejected
 
     def _paths(self, patch: str) -> dict[str, Path]:

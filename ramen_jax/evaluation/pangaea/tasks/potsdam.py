@@ -12,6 +12,7 @@ takes for its first class, are ignored.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.tasks.reading import paired
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
@@ -29,15 +30,15 @@ _COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255,
 class Potsdam(Task):
     """See the module's docstring. An item is folder/number."""
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split in SPLITS:
             names, lost = paired(
                 self.source / split, ".png", ("",), f"task {self.name}", may_be_empty=split == "test"
             )
             splits[split] = [f"{split}/{name}" for name in sorted(names, key=_number)]
-            rejected += lost
+            rejected[split] += lost
         if not splits["test"]:
             held = math.ceil(len(splits["train"]) / 10)
             splits = {
@@ -46,7 +47,8 @@ class Potsdam(Task):
                 "test": splits["val"],
             }
             cause = f"no tiles: those of val are tested, the last {held} of train validate"
-            rejected.append(BadItem(self.source / "test", cause))
+            note = BadItem(self.source / "test", cause)
+            rejected = {"train": rejected["train"], "test": rejected["val"], "": [note]}
         return splits, rejected
 
     def _read(self, item: str, split: str, draw: int) -> Example:

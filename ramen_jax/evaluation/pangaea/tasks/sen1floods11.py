@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from ramen_jax.corpora import BadItem, day_of_year
 from ramen_jax.corpora.raster import Raster, read_raster
 from ramen_jax.evaluation.pangaea.protocol import PUBLISHED, Protocol
 from ramen_jax.evaluation.pangaea.tasks.reading import read_json, read_label
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 from ramen_jax.samples import Image, Sample
 from ramen_jax.sensors import Band, Sensor
 
@@ -44,16 +45,16 @@ class Sen1Floods11(Task):
                 for spec in self.modalities
             )
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split, word in _SPLITS.items():
             path = self.source / "v1.1/splits/flood_handlabeled" / f"flood_{word}_data.csv"
             splits[split] = []
             for chip in _chips(path):
                 absent = [file for file in self._paths(chip).values() if not file.is_file()]
                 if absent:
-                    rejected.append(
+                    rejected[split].append(
                         BadItem(absent[0], f"missing, so chip {chip} of split {split} is left out")
                     )
                 else:

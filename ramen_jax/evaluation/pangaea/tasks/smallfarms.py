@@ -10,6 +10,7 @@ masks by the nearest pixel.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,16 @@ from ramen_jax.corpora import BadItem
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.tasks.reading import read_label
 from ramen_jax.evaluation.pangaea.tasks.regions import resize, resize_labels
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 
 class SmallFarms(Task):
     """See the module's docstring."""
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split in SPLITS:
             images, masks = self._files(split)
             if len(masks) != len(images):
@@ -42,7 +43,9 @@ class SmallFarms(Task):
                     f"task {self.name}: no images of split {split} in {self.source / 'sentinel-2-asia'}"
                 )
             if not images:
-                rejected.append(BadItem(self._folder(split), "no images: this copy has no validation split"))
+                rejected[""].append(
+                    BadItem(self._folder(split), "no images: this copy has no validation split")
+                )
         return splits, rejected
 
     def _folder(self, split: str) -> Path:
@@ -52,10 +55,6 @@ class SmallFarms(Task):
     def _files(self, split: str) -> tuple[list[Path], list[Path]]:
         folder = self._folder(split)
         return sorted((folder / "images").glob("*.tif")), sorted((folder / "masks").glob("*.tif"))
-
-    def split(self, name: str) -> list[str]:
-        """The items of a split; an empty validation split is no error here."""
-        return self.items()[0][name] if name == "val" else super().split(name)
 
     def _read(self, item: str, split: str, draw: int) -> Example:
         spec = self.modalities[0]

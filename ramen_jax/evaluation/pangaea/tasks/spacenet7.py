@@ -15,6 +15,7 @@ apart in training and otherwise takes the first and the middle one; `sorted` tak
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from ramen_jax.counter_rng import below, combine, raw_bits
 from ramen_jax.evaluation.pangaea.protocol import PUBLISHED, Protocol
 from ramen_jax.evaluation.pangaea.tasks.reading import read_json
 from ramen_jax.evaluation.pangaea.tasks.registry import load_task
-from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import SPLITS, Example, Rejected, Task
 from ramen_jax.samples import Image, Sample
 
 _MONTH_STARTS = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
@@ -80,18 +81,18 @@ class SpaceNet7(Task):
         lost = [BadItem(path, f"no months of area {name} ({split})") for name in names if name not in known]
         return known, lost
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split in SPLITS:
             areas, lost = self._areas(split)
-            rejected += lost
+            rejected[split] += lost
             splits[split] = []
             for area in areas:
                 for year, month in self._months[area]:
                     absent = [file for file in self._paths(area, (year, month)) if not file.is_file()]
                     if absent:
-                        rejected.append(BadItem(absent[0], "no such file"))
+                        rejected[split].append(BadItem(absent[0], "no such file"))
                         continue
                     splits[split] += [f"{area}/{year}-{month:02d}/{tile}" for tile in self._tiles()]
         return splits, rejected
@@ -135,18 +136,18 @@ class SpaceNet7Change(SpaceNet7):
 
     OPTIONS: ClassVar[dict[str, Any]] = {**SpaceNet7.OPTIONS, "minimum_gap": 5}
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split in SPLITS:
             areas, lost = self._areas(split)
-            rejected += lost
+            rejected[split] += lost
             splits[split] = []
             for area in areas:
                 months = self._months[area]
                 needed = self.options["minimum_gap"] + 1 if split == "train" else 2
                 if len(months) < needed:
-                    rejected.append(
+                    rejected[split].append(
                         BadItem(area, f"{len(months)} labelled months, expected at least {needed}")
                     )
                     continue

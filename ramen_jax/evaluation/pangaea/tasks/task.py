@@ -24,6 +24,8 @@ from ramen_jax.sensors import Sensor, registry, sensor
 
 FAMILIES = ("segmentation", "change_detection", "regression", "classification", "multi_label")
 SPLITS = ("train", "val", "test")
+Rejected = dict[str, list[BadItem]]
+_METRICS = {"regression": "RMSE", "classification": "accuracy", "multi_label": "F1"}
 _MODALITY = ("sensor", "dtype", "dates")
 _SENSOR_CHANGES = ("bands", "gsd", "units", "mean", "std", "nodata", "scale", "offset")
 
@@ -40,7 +42,7 @@ class Command:
       replicate: copies of each training and validation place per epoch, each with its own crop.
       select: the score that picks the best epoch; "" for that of the family.
       checkpoint: which epoch is tested, "best" or "last".
-      expected: the published figure of `metric`, or None where there is none; `metric`: its name.
+      expected: RAMEN's published figure of the task's metric, or None where there is none.
     """
 
     crop: int
@@ -52,7 +54,6 @@ class Command:
     select: str = ""
     checkpoint: str = "best"
     expected: float | None = None
-    metric: str = "mIoU"
 
 
 @dataclasses.dataclass
@@ -80,6 +81,7 @@ class Task(Corpus):
       classes: names of the metric classes; `outputs`: channels of the logits (1 for binary tasks of one logit).
       ignore_index: label without truth, possibly the number of a class.
       distribution: share of each class, for weights; may be empty.
+      metric: the score that tables show, the one that is published for its family.
       command: how the benchmark runs it.
       modalities: with the statistics and bands that the protocol names. All share one pixel grid.
     """
@@ -106,6 +108,7 @@ class Task(Corpus):
                 f"task {self.name}: family {self.family!r} is unknown; {close_names(self.family, FAMILIES)}",
                 USAGE,
             )
+        self.metric = _METRICS.get(self.family, "mIoU")
         self.classes = tuple(str(name) for name in self.options["classes"])
         if not self.classes:
             raise UserError(f"task {self.name}: classes is empty, expected the names of its classes", USAGE)
@@ -119,8 +122,8 @@ class Task(Corpus):
     # -- what a reader implements ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
-        """As `items`. Raises UserError where an index file is missing."""
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
+        """As `items`, the rejected by split ("": of none). Raises UserError where an index file is missing."""
 
     @abstractmethod
     def _read(self, item: str, split: str, draw: int) -> Example:
@@ -129,21 +132,22 @@ class Task(Corpus):
     # -- what callers use --------------------------------------------------------------------------------------------
 
     @cached_property
-    def _index(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _index(self) -> tuple[dict[str, list[str]], Rejected]:
         return self._list()
 
     def items(self) -> tuple[dict[str, list[str]], list[BadItem]]:
         """(items of train, val and test in a fixed order, what the index names but cannot be read)."""
-        return self._index
+        splits, rejected = self._index
+        return splits, [item for items in rejected.values() for item in items]
 
     def split(self, name: str) -> list[str]:
         """The items of a split, maybe none. Raises UserError where there are some and all of them are incomplete."""
         splits, rejected = self._index
         if name not in splits:
             raise UserError(f"task {self.name} has no split {name!r}; {close_names(name, splits)}", USAGE)
-        if not splits[name] and rejected:
+        if not splits[name] and rejected.get(name):
             raise UserError(
-                f"task {self.name}: no complete item in split {name}; the first problem: {rejected[0]}"
+                f"task {self.name}: no complete item in split {name}; the first problem: {rejected[name][0]}"
             )
         return splits[name]
 

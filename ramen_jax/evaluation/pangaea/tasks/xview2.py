@@ -15,6 +15,7 @@ blue; the published protocol encodes them by those names.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from ramen_jax.console import UserError
 from ramen_jax.corpora import BadItem, day_of_year
 from ramen_jax.corpora.raster import read_raster
 from ramen_jax.evaluation.pangaea.tasks.reading import held_out_of_groups, read_json, read_label
-from ramen_jax.evaluation.pangaea.tasks.task import Example, Task
+from ramen_jax.evaluation.pangaea.tasks.task import Example, Rejected, Task
 from ramen_jax.samples import Sample
 
 _BEFORE, _AFTER = "_pre_disaster", "_post_disaster"
@@ -35,7 +36,7 @@ class XView2(Task):
 
     OPTIONS: ClassVar[dict[str, Any]] = {**Task.OPTIONS, "oversample": True}
 
-    def _list(self) -> tuple[dict[str, list[str]], list[BadItem]]:
+    def _list(self) -> tuple[dict[str, list[str]], Rejected]:
         places = self._places("train") + self._places("tier3")
         disasters = [Path(place).name.split("_")[0] for place in places]
         rest, chosen = held_out_of_groups(disasters, 0.1, seed=23)
@@ -45,7 +46,7 @@ class XView2(Task):
             "test": self._places("test"),
         }
         splits: dict[str, list[str]] = {}
-        rejected = []
+        rejected: Rejected = defaultdict(list)
         for split, members in drawn.items():
             splits[split] = []
             for place in members:
@@ -56,7 +57,7 @@ class XView2(Task):
                         raise BadItem(absent[0], cause)
                     splits[split] += self._copies(place, split)
                 except BadItem as error:
-                    rejected.append(error)
+                    rejected[split].append(error)
         return splits, rejected
 
     def _places(self, folder: str) -> list[str]:
