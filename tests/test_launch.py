@@ -42,18 +42,66 @@ def test_the_jobset_passes_yamllint(repository):
     tool("yamllint", "--strict", "--config-data", rules, "launch/gke_jobset.yaml", folder=repository)
 
 
+def closed(required: list[str], **properties: dict) -> dict:
+    """The schema of an object that has no other fields."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": required,
+        "properties": properties,
+    }
+
+
+# Fields and types of JobSet v0.8.0 (its CustomResourceDefinition, version v1alpha2), without those that are objects
+# and not used here: coordinator, network, startupPolicy, successPolicy, rules, dependsOn. `template` is that of a Job.
+TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+JOBSET = closed(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata=closed(
+        ["name"], name=TEXT, namespace=TEXT, labels={"type": "object"}, annotations={"type": "object"}
+    ),
+    spec=closed(
+        ["replicatedJobs"],
+        failurePolicy=closed(
+            [], maxRestarts=COUNT, restartStrategy={"enum": ["Recreate", "BlockingRecreate"]}
+        ),
+        managedBy=TEXT,
+        suspend=FLAG,
+        ttlSecondsAfterFinished=COUNT,
+        replicatedJobs={
+            "type": "array",
+            "minItems": 1,
+            "items": closed(["name", "template"], name=TEXT, replicas=COUNT, template={"type": "object"}),
+        },
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("maxRestarts", "maxRestart"), ("replicas: 1", "replicas: one"), ("replicatedJobs", "replicatedJob")],
+)
+def test_the_jobset_has_the_fields_of_jobset(repository, right, wrong):
+    """kubernetes-validate knows no extensions. (Mutants: those of the parameters.)"""
+    jsonschema = pytest.importorskip("jsonschema")
+    text = (repository / "launch/gke_jobset.yaml").read_text()
+    jsonschema.validate(yaml.safe_load(text), JOBSET)
+    assert right in text
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text.replace(right, wrong)), JOBSET)
+
+
 def test_the_job_in_the_jobset_is_one_of_kubernetes(repository):
-    """JobSet itself is an extension whose schema no package holds: its few fields are compared by hand."""
+    """And pods of a slice have its nodes alone, by an annotation where JobSet looks for it: on itself or on the Job."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     document = yaml.safe_load((repository / "launch/gke_jobset.yaml").read_text())
-    assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert set(document["spec"]) == {"failurePolicy", "replicatedJobs"}
     (replicated,) = document["spec"]["replicatedJobs"]
-    assert set(replicated) == {"name", "replicas", "template"}
+    assert "alpha.jobset.sigs.k8s.io/exclusive-topology" in replicated["template"]["metadata"]["annotations"]
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": document["metadata"],
         **replicated["template"],
     }
     kubernetes_validate.validate(job, "1.37", strict=True)
