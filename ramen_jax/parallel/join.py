@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import jax
 from jax._src import clusters  # what `jax.distributed.initialize` asks itself
@@ -20,6 +21,7 @@ from ramen_jax.parallel.line import Place
 TIMEOUT = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 MEETING = 60  # seconds for JAX's own joining, once all are there
+LAST_PORT = 65535
 SHUTDOWN = 20  # seconds that a process which is done waits for the others
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -55,11 +57,18 @@ def place_of(flags: tuple[str, str, str], environment: Mapping[str, str]) -> Pla
                 else f"{names[1]} is 0, expected at least 1",
                 USAGE,
             )
-        host, _, port = values[0].rpartition(":")
-        if not host or not port.isdecimal():
-            raise UserError(f"{names[0]} is {values[0]!r}, expected HOST:PORT, e.g. node0:12345", USAGE)
+        _refuse_address(names[0], values[0])
         return Place(values[0], processes, process)
     return None
+
+
+def _refuse_address(name: str, address: str) -> None:
+    """UserError where an address is none."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{name} is {address!r}, expected HOST:PORT, e.g. node0:12345", USAGE)
+    if not 0 < int(port) <= LAST_PORT:
+        raise UserError(f"{name} is {address!r}, expected a port from 1 to {LAST_PORT}", USAGE)
 
 
 def join(flags: tuple[str, str, str] = ("", "", ""), timeout: int = TIMEOUT) -> None:
@@ -71,7 +80,12 @@ def join(flags: tuple[str, str, str] = ("", "", ""), timeout: int = TIMEOUT) -> 
     place, local_devices = place_of(flags, os.environ), None
     if place is None:
         place, local_devices = _place_in_cluster(timeout)
-    agree.hold(line.meet(place, timeout, agree.hear))
+    stopping.tell_others_by(partial(line.call_off, place))
+    try:
+        agree.hold(line.meet(place, timeout, agree.hear))
+    except line.CalledOff as off:
+        who = "" if off.number == place.process_id else f"process {off.number} was "
+        leaving.leave(stopping.status(), f"{who}{stopping.EARLY}")
     leaving.hold_aborts()
     try:
         jax.distributed.initialize(
@@ -106,6 +120,7 @@ def _place_in_cluster(timeout: int) -> tuple[Place, Sequence[int] | None]:
             f"set {', '.join(VARIABLES)} or give {', '.join(FLAGS)}",
             USAGE,
         )
+    _refuse_address(f"the cluster's coordinator address ({VARIABLES[0]}, where it is set)", address)
     return Place(address, int(processes), int(process)), devices
 
 

@@ -41,6 +41,19 @@ class Place(NamedTuple):
     process_id: int  # from 0
 
 
+class CalledOff(Exception):
+    """A process was asked to stop before all had met.
+
+    Attributes:
+        number: which.
+        end: process 0's connection to it; None elsewhere.
+    """
+
+    def __init__(self, number: int, end: socket.socket | None = None) -> None:
+        super().__init__(number)
+        self.number, self.end = number, end
+
+
 class Line:
     """This process's ends of the line: to process 0, or from process 0 to all the others.
 
@@ -133,30 +146,43 @@ def meet(place: Place, timeout: float, act: Callable[[Message], None]) -> Line:
     Raises:
         UserError: they did not all come within `timeout` seconds (says which, where that is known), the port is taken,
             two say that they are the same, or they were started for different numbers of processes.
+        CalledOff: one of them was asked to stop meanwhile.
     """
     ends = _call_the_roll(place, timeout) if place.process_id == 0 else {0: _answer(place, timeout)}
     return Line(place.process_id, ends, act)
 
 
+def call_off(place: Place) -> None:
+    """Before all have met: this process was asked to stop, and none shall wait for it. Returns when they know it.
+
+    The word goes to process 0, from process 0 too, which passes it on. Given up after LAST seconds without an answer.
+    """
+    host, port = _address(place)
+    deadline = time.monotonic() + LAST
+    while time.monotonic() < deadline:
+        try:
+            end = socket.create_connection((host if place.process_id else "localhost", port), timeout=1.0)
+        except OSError:
+            time.sleep(0.1)
+            continue
+        with end:
+            _say(end, {"process": place.process_id, "processes": place.num_processes, "stopped": True})
+            end.settimeout(2 * LAST)
+            if _read(end):
+                return
+        time.sleep(0.1)
+
+
 def _call_the_roll(place: Place, timeout: float) -> dict[int, socket.socket]:
     """The connections of process 0, which tells everybody who is there why they cannot go on."""
     present: dict[int, socket.socket] = {}
-    deadline = time.monotonic() + timeout
     try:
-        with _server(int(place.coordinator_address.rpartition(":")[2]), min(BUSY, timeout)) as server:
-            while len(present) < place.num_processes - 1:
-                if time.monotonic() > deadline:
-                    raise UserError(_missing(place, sorted(present), timeout), DATA)
-                server.settimeout(0.2)
-                try:
-                    _welcome(server.accept()[0], place, present)
-                    if len(present) < place.num_processes - 1:
-                        continue
-                except TimeoutError:
-                    pass
-                # Whoever came and was killed meanwhile is waited for again.
-                for number in [number for number, end in present.items() if _has_hung_up(end)]:
-                    present.pop(number).close()
+        with _server(_address(place)[1], min(BUSY, timeout)) as server:
+            try:
+                _wait_for_all(server, place, present, timeout)
+            except CalledOff as off:
+                _send_home(server, place, present, off)
+                raise
     except UserError as error:
         for end in present.values():
             _say(end, {"refused": str(error), "code": error.code})
@@ -167,8 +193,47 @@ def _call_the_roll(place: Place, timeout: float) -> dict[int, socket.socket]:
     return present
 
 
+def _wait_for_all(
+    server: socket.socket, place: Place, present: dict[int, socket.socket], timeout: float
+) -> None:
+    deadline = time.monotonic() + timeout
+    while len(present) < place.num_processes - 1:
+        if time.monotonic() > deadline:
+            raise UserError(_missing(place, sorted(present), timeout), DATA)
+        server.settimeout(0.2)
+        try:
+            _welcome(server.accept()[0], place, present)
+            if len(present) < place.num_processes - 1:
+                continue
+        except TimeoutError:
+            pass
+        # Whoever came and was killed meanwhile is waited for again.
+        for number in [number for number, end in present.items() if _has_hung_up(end)]:
+            present.pop(number).close()
+
+
+def _send_home(
+    server: socket.socket, place: Place, present: dict[int, socket.socket], off: CalledOff
+) -> None:
+    """Tells those who are there, those who still come within LAST seconds, and who called it off."""
+    told = {"stopped": off.number}
+    for end in present.values():
+        _say(end, told)
+    expected = set(range(1, place.num_processes)) - {*present, off.number}
+    deadline = time.monotonic() + LAST
+    server.settimeout(0.2)
+    while expected and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            end = server.accept()[0]
+            end.settimeout(1.0)
+            expected.discard(_read(end).get("process"))
+            _say(end, told)
+    if off.end is not None:
+        _say(off.end, told)
+
+
 def _welcome(end: socket.socket, place: Place, present: dict[int, socket.socket]) -> None:
-    """Adds who calls to those present. UserError where it cannot be one of them."""
+    """Adds who calls to those present. UserError where it cannot be one of them, CalledOff where it shall stop."""
     end.settimeout(5.0)
     hello = _read(end)
     number, processes = hello.get("process"), hello.get("processes")
@@ -177,6 +242,8 @@ def _welcome(end: socket.socket, place: Place, present: dict[int, socket.socket]
     ):  # something else that looks for an open port
         end.close()
         return
+    if hello.get("stopped"):
+        raise CalledOff(number, end)
     told = ""
     if processes != place.num_processes:
         told = (
@@ -211,7 +278,7 @@ def processes(numbers: Sequence[int]) -> str:
 
 def _answer(place: Place, timeout: float) -> socket.socket:
     """The connection to process 0, once it has counted everybody."""
-    host, _, port = place.coordinator_address.rpartition(":")
+    host, port = _address(place)
     deadline, answered = time.monotonic() + timeout, False
     while True:
         left = deadline - time.monotonic()
@@ -229,7 +296,7 @@ def _answer(place: Place, timeout: float) -> socket.socket:
                 DATA,
             )
         try:
-            end = socket.create_connection((host.strip("[]"), int(port)), timeout=min(5.0, left))
+            end = socket.create_connection((host, port), timeout=min(5.0, left))
         except OSError:
             time.sleep(min(0.1, left))
             continue
@@ -240,10 +307,17 @@ def _answer(place: Place, timeout: float) -> socket.socket:
         reply = _read(end)
         if "refused" in reply:
             raise UserError(f"{reply['refused']} (this is process {place.process_id})", int(reply["code"]))
+        if "stopped" in reply:
+            raise CalledOff(int(reply["stopped"]))
         if "all" in reply:
             return end
         end.close()  # it ended, or is none of us
         time.sleep(0.2)
+
+
+def _address(place: Place) -> tuple[str, int]:
+    host, _, port = place.coordinator_address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _server(port: int, busy: float) -> socket.socket:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ramen_jax.console import DATA, USAGE, UserError
-from ramen_jax.parallel import line
+from ramen_jax.parallel import join, line
 from ramen_jax.parallel.line import Place
 
 
@@ -36,7 +36,7 @@ def meet(port, places, timeout=10.0):
     def one(place, hears):
         try:
             return line.meet(Place(f"localhost:{port}", place[1], place[0]), timeout, hears.append)
-        except UserError as error:
+        except (UserError, line.CalledOff) as error:
             return error
 
     with ThreadPoolExecutor(len(places)) as pool:
@@ -133,6 +133,29 @@ def test_a_process_that_came_and_was_killed_may_come_again(port):
         assert not run.done()
         found = [*meet(port, [(1, 4)]), *run.result(), *last.result()]
     assert all(isinstance(ours, line.Line) for ours, _ in found)
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_meeting_that_one_calls_off_is_over_for_all_also_for_who_comes_later(port, stopped, monkeypatch):
+    """(Mutants: those who come later wait for process 0, which has left; those who are there are not told.)"""
+    monkeypatch.setattr(line, "LAST", 3.0)
+    with ThreadPoolExecutor(2) as pool:
+        run = pool.submit(meet, port, [(0, 4), (1, 4)])
+        time.sleep(0.3)
+        calling = pool.submit(line.call_off, Place(f"localhost:{port}", 4, stopped))
+        time.sleep(0.3)
+        found = [*meet(port, [(3, 4)], timeout=2.0), *run.result()]
+        calling.result()
+    assert [error.number for error, _ in found] == [stopped] * 3
+
+
+@pytest.mark.parametrize("address", ["node0:65536", "node0:0", "node0:99999999", "node0", ":1234", "node0:x"])
+def test_an_address_that_cannot_be_is_refused(address):
+    """(Mutant: any number is a port: process 0 ends with a traceback, the others wait.)"""
+    with pytest.raises(UserError, match=r"--coordinator is .*expected") as refused:
+        join.place_of((address, "2", "0"), {})
+    assert refused.value.code == USAGE
+    assert join.place_of(("node0:65535", "2", "0"), {}) == Place("node0:65535", 2, 0)
 
 
 def connection(port):

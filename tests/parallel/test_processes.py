@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,18 @@ def wait_to_hear(process, words):
     while words not in process.said().split("\n", 1)[-1]:
         assert time.monotonic() < deadline, process.said()
         time.sleep(0.02)
+
+
+def wait_until_it_listens(process):
+    """Until it has a handler of SIGTERM, as the kernel says."""
+    deadline, handled = time.monotonic() + SECONDS, 0
+    while not handled & 1 << signal.SIGTERM - 1:
+        assert time.monotonic() < deadline, process.said()
+        time.sleep(0.02)
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        )
+        handled = int(status["SigCgt"], 16)
 
 
 def close(found, alone, most=1e-6):
@@ -199,6 +212,19 @@ def test_a_process_that_does_not_come_is_named_by_the_others(start):
     found = ends(start(processes=4, missing=[2], MEETING="2"), SOON)
     assert [status for status, _ in found] == [1] * 3
     assert all("process 2 of 4 did not come, processes 0, 1, 3 are there" in said for _, said in found)
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_sigterm_before_all_have_come_ends_those_who_wait(start, signalled):
+    """Process 2 of 3 never comes. (Mutant: nobody is told: the other waits for a minute, and calls it an error.)"""
+    group = start(processes=3, missing=[2])
+    for process in group:
+        wait_until_it_listens(process)
+    group[signalled].send_signal(signal.SIGTERM)
+    found = ends(group, SOON)
+    assert [status for status, _ in found] == [0, 0], found
+    assert "stopped by SIGTERM before the first step" in found[signalled][1]
+    assert f"process {signalled} was stopped by SIGTERM" in found[1 - signalled][1]
 
 
 def test_different_configurations_are_told_by_all(start, tmp_path):
