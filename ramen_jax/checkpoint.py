@@ -59,16 +59,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = parse(arguments)
     step, action = options.step, options.action
-    with inspection.at_hand(options.path, step, action) as path:
+    with inspection.at_hand(options.path, step, action, print) as (path, say):
         if action == "inspect":
-            inspection.inspect(path, step, print)
+            inspection.inspect(path, step, say)
         elif action == "verify":
-            inspection.verify(path, step, print)
+            inspection.verify(path, step, say)
         elif action == "copy":
             send = (
                 inspection.copy_to_bucket if isinstance(options.output, storage.Bucket) else inspection.copy
             )
-            send(path, step, options.output, print)
+            send(path, step, options.output, say)
         else:
             chosen = str(inspection.newest_of(path, step))
             flags = [flag for flag in ("--decoder", "--overwrite") if getattr(options, flag[2:])]

@@ -38,15 +38,16 @@ class Found(NamedTuple):
 
 
 @contextlib.contextmanager
-def at_hand(place: Path | Bucket, step: int | None, action: str) -> Iterator[Path]:
-    """A local path of checkpoints. Of those in a bucket it is a copy, removed afterwards: of all to be verified, else
-    of one; to be inspected, empty files of the right sizes stand for the arrays.
+def at_hand(place: Path | Bucket, step: int | None, action: str, say: Say) -> Iterator[tuple[Path, Say]]:
+    """A local path of checkpoints, and `say` as it has to be called. Of those in a bucket the path is a copy, removed
+    afterwards: of all to be verified, else of one; to be inspected, empty files of the right sizes stand for the
+    arrays. What is said, and errors of the block, name the bucket instead of the copy.
 
     Raises:
         UserError: there is none of that step, or the bucket cannot be read.
     """
     if not isinstance(place, Bucket):
-        yield place
+        yield place, say
         return
     bucket, named = workdir_of(place)
     step = named if step is None else step
@@ -69,7 +70,10 @@ def at_hand(place: Path | Bucket, step: int | None, action: str) -> Iterator[Pat
                 bucket.download(there_too, folder)
         except OSError as error:
             raise UserError(str(error), DATA) from error
-        yield folder
+        try:
+            yield folder, lambda sentence: say(sentence.replace(str(folder), bucket.url))
+        except UserError as error:
+            raise UserError(str(error).replace(str(folder), bucket.url), error.code) from error
 
 
 def _outline(bucket: Bucket, steps: list[int], folder: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_run_goes_on_from_the_bucket_on_another_machine(s3, tmp_path, monkeypa
 
 
 def test_a_checkpoint_in_a_bucket_is_read_where_one_is(s3, tmp_path, monkeypatch, capsys):
+    """(Mutant: the copy is named that was looked at.)"""
     url = s3()
     train(url, "train.stop_at=10")
     host(monkeypatch, tmp_path, "reader")
@@ -95,13 +96,16 @@ def test_a_checkpoint_in_a_bucket_is_read_where_one_is(s3, tmp_path, monkeypatch
     told = capsys.readouterr().out
     sizes = sum(storage.place(url).files("checkpoints/10").values())
     assert f"step 10: {sizes / 1024:.3g} KiB" in told
+    assert f"complete, {url}/checkpoints/10\n" in told  # and not a copy that is gone
     assert "corpus toy: s2" in told
     assert "step 5" not in told
     with pytest.raises(UserError, match=r"no complete checkpoint at .*; there: 5, 10"):
         command.run(["inspect", f"{url}/checkpoints/7"])
     bucket = storage.place(url)
     bucket.write(next(name for name in bucket.files("checkpoints/10") if "params/d/" in name), b"damage")
-    with pytest.raises(UserError, match="the newest whole one is step 5"):
+    with pytest.raises(
+        UserError, match=f"^{url}: 1 of 2 checkpoints damaged.*the newest whole one is step 5"
+    ):
         command.run(["verify", url])
     with pytest.raises(storage.PathError, match=r"no complete checkpoint at .*; there: none"):
         storage.checkpoint(s3())
