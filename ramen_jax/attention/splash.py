@@ -51,15 +51,14 @@ def attend(
         block_q_dkv=block,
         block_kv_dkv=block,
         block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        use_fused_bwd_kernel=True,  # scores and their gradients are formed once, not in each of two kernels
     )
 
     def row(inputs: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, ids_P, first_N, last_N = inputs
         kernel = SplashAttentionKernel(
             _forward_mask(first_N, last_N),
-            _forward_mask(first_N, last_N),
+            None,  # of the second backward kernel, which does not run
             _backward_mask(first_N, last_N),
             block_sizes=sizes,
             is_mqa=False,

@@ -40,9 +40,7 @@ TOWERS = {
     "decoder": ("decoder_embed_dim", "decoder_depth", "decoder_num_heads"),
 }
 PRODUCTS = 6  # of attention, 2 x width operations per pair each: two forward, four backward
-PRODUCTS_RECOMPUTING = (
-    9  # by splash, whose two backward kernels form scores and their gradients each for itself
-)
+PRODUCTS_RECOMPUTING = 7  # by splash, which forms the scores anew backward
 UNITS = {"B": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 

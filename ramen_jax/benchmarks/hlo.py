@@ -30,6 +30,7 @@ _NAMES_ONLY = re.compile(
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+_TILED = re.compile(r"\{([\d,]+):T\(([\d,]+)\)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -137,11 +138,18 @@ def _operands(text: str) -> tuple[str, str]:
 
 
 def _all_arrays(type_: str) -> Iterator[tuple[str, float, bool]]:
-    """(element type, bytes, whether in device memory: a space S(n) is on the chip) of each array of a type."""
+    """(element type, bytes, whether in device memory: a space S(n) is on the chip) of each array of a type.
+
+    Where a layout has tiles, as on a TPU, the array takes whole ones: heads of 32 fill rows of 128.
+    """
     for name, shape, layout in _ARRAY.findall(type_):
         if name in BITS:
-            size = math.prod(int(side) for side in shape.split(",") if side) * BITS[name] / 8
-            yield name, size, "S(" not in layout
+            sides = [int(side) for side in shape.split(",") if side]
+            if sides and (tiled := _TILED.match(layout)):
+                minor = [int(axis) for axis in tiled[1].split(",")]
+                for axis, tile in zip(minor, reversed(tiled[2].split(",")), strict=False):
+                    sides[axis] = -(-sides[axis] // int(tile)) * int(tile)
+            yield name, math.prod(sides) * BITS[name] / 8, "S(" not in layout
 
 
 def _arrays(type_: str) -> Iterator[tuple[str, float]]:
@@ -219,7 +227,9 @@ def _count(
     size = _group(attributes)
     share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(kind, (size - 1) / size)
     sizes: dict[str, float] = defaultdict(float)
-    for element, result in _arrays(re.sub(r"S\(\d+\)", "", instruction.type)):  # wherever it lies
+    for element, result in _arrays(
+        re.sub(r"\{[^}]*\}", "", instruction.type)
+    ):  # wherever and however it lies
         sizes[element] += result * size if kind == "reduce-scatter" else result
     for element, whole in sizes.items():
         entry = work.collectives[kind, element]

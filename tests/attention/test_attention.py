@@ -83,6 +83,19 @@ def test_equals_dense_at_real_lengths(backend: str, first: str, second: str) -> 
         np.testing.assert_allclose(ours, theirs, atol=3e-6)
 
 
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("length", [1100, 1999])
+def test_equals_dense_at_other_lengths(backend: str, length: int) -> None:
+    """Three and four blocks of a kernel, the last one not full. (Mutants: places beyond the row are tokens of padding;
+    backward, the blocks of keys that queries meet in the place of the queries that keys meet.)"""
+    segments = jnp.asarray(np.stack([row([700, 1, 250], length), row([length - 5], length)]))
+    arrays = random_qkv(length, width=32)
+    found = with_gradients(*arrays, segments, backend=backend)
+    wanted = with_gradients(*arrays, segments, backend="dense")
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-6)
+
+
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_no_gradient_crosses_a_segment(backend: str) -> None:
     """A loss on one view leaves exactly nothing on any other, nor on padding, nor on another row."""

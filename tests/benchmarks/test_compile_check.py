@@ -113,6 +113,20 @@ def test_loops_groups_and_moves_are_read_as_a_tpu_compiler_writes_them():
     assert work.traffic == 12 * (128 + 4 + 4 + 1)
 
 
+def test_a_narrow_array_is_moved_in_whole_tiles():
+    """Heads of 32 in bfloat16: 4 of 100 x 32 take 4 x 104 x 128; with tokens innermost 4 x 32 x 128.
+
+    (Mutants: the values alone; tiles of the last axes whatever the order of the layout.)
+    """
+    module = """
+ENTRY %main (q: bf16[4,100,32]) -> bf16[4,100,32] {
+  %q = bf16[4,100,32]{2,1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %turned = bf16[4,100,32]{1,2,0:T(8,128)(2,1)} copy(%q)
+}
+"""
+    assert hlo.read(module).traffic == 2 * 4 * (104 * 128 + 32 * 128)
+
+
 def test_pairs_are_those_of_views_and_work_is_that_of_blocks():
     """Two rows of 1,024 tokens in blocks of 512: one view over all; two views, each a block, one shorter by 12.
 
