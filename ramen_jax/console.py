@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from ramen_jax import allocator
+
 USAGE = 2
 DATA = 1
 INTERRUPTED = 130
@@ -123,6 +125,7 @@ def one_line(text: str, longest: int = 500) -> str:
 
 def call(module: str, *arguments: Any) -> Any:
     """`module.run(*arguments)`, imported only now: a command line is read, and its help printed, without JAX."""
+    allocator.keep_memory()
     return importlib.import_module(module).run(*arguments)
 
 

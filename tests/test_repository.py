@@ -66,7 +66,7 @@ def light_modules(repository: Path) -> list[str]:
 
 # From the ground up: a room imports only from rooms above it in this list (its own modules included).
 FLOORS = (
-    *("console", "storage", "counter_rng", "documents", "limits", "own_files"),
+    *("allocator", "console", "storage", "counter_rng", "documents", "limits", "own_files"),
     *("sampling", "sensors", "recipe"),
     *("samples", "no_data"),
     *("config_rules", "config"),
