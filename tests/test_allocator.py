@@ -13,7 +13,7 @@ import resource
 import sys
 from ramen_jax import allocator
 if sys.argv[1] == "kept":
-    assert allocator.keep_memory()
+    allocator.keep_memory()
 import jax
 def doubled(first):
     start = jax.numpy.full((16, 1024, 1024), first)

@@ -12,7 +12,6 @@ ImportError that says so.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import sys
@@ -20,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+from ramen_jax import allocator
+
 BARRED = ("jax", "jaxlib", "flax", "tensorflow", "torch")
 
 
@@ -48,18 +48,6 @@ def without_jax() -> Iterator[None]:
         main.__spec__ = own
 
 
-def keep_freed_memory() -> None:
-    """Lets the allocator keep what is freed for the next sample (glibc; elsewhere nothing happens).
-
-    Samples are megabytes that live for milliseconds. By default each goes back to the system, and the page faults
-    of getting it again can take longer than decompressing the sample.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 1 << 25)  # bytes; the largest that glibc accepts
-        mallopt(_TRIM_THRESHOLD, 1 << 30)
-
-
 def free_shared_memory_silently() -> None:
     """Stops the warning about shared memory at the end of a program. Call it before any process is started.
 
@@ -72,7 +60,7 @@ def free_shared_memory_silently() -> None:
 
 
 if __name__ == "__mp_main__":
-    keep_freed_memory()
+    allocator.keep_memory()
     for threads in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(threads, "1")  # a worker is one core; read when NumPy is first imported
     sys.meta_path.insert(0, _Bar)

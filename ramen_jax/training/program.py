@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ramen_jax import allocator
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.parallel import mesh as meshes
 from ramen_jax.parallel import rules
 from ramen_jax.training import optimizer
-from ramen_jax.training.memory import return_freed_memory
 from ramen_jax.training.step import Model, State, make_evaluation, make_step, new_state
 
 
@@ -164,7 +164,7 @@ class Program:
                 text = lowered.as_text().encode()
                 (keep / f"step_{name}.stablehlo.gz").write_bytes(gzip.compress(text, mtime=0))
             self._compiled[kind, name] = lowered.compile()
-            return_freed_memory()
+            allocator.return_memory()
             note(
                 f"compiled the {kind} of {name} in {time.monotonic() - started:.1f} s ({number} of {len(wanted)})"
             )
