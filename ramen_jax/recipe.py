@@ -114,10 +114,12 @@ TRAPS: dict[str, Trap] = {
     "initialisation": Trap(
         "reference",
         "reference",
-        "model/decoder.py",
+        "model/balance.py, model/decoder.py",
         "the first predictions are spread by the square root of the decoder's width: the loss begins above 1,000",
-        "`reference`. `scaled` begins with a spread of about 1, by smaller gains of the decoder's last LayerNorms",
-        ("scaled",),
+        "`reference`. `scaled` begins with a spread of about 1, by smaller gains of the decoder's last LayerNorms. "
+        "`balanced` too, but by its bands' embeddings; LayerNorm leaves the brightness of a token, and radar and "
+        "elevation bands begin as different as optical ones",
+        ("scaled", "balanced"),
         fixed_2="scaled",
     ),
     "temporal": Trap(

@@ -95,11 +95,12 @@ def step_rows(recipe: Recipe) -> list[bytes]:
 
 
 def begin(recipe: Recipe) -> list[float]:
-    """What the last LayerNorms of a fresh decoder multiply by."""
+    """What the last LayerNorms of a fresh decoder, of its tokens and of its bands, multiply by."""
 
     def scales() -> list[jax.Array]:
         decoder = Ramen(SMALL, recipe).init(jax.random.key(0))[0]["decoder"]
-        return [decoder[name]["scale"].mean() for name in ("norm", "temporal_norm")]
+        norms = [decoder["norm"], decoder["temporal_norm"], decoder["projector"]["optical"]["norm"]]
+        return [norm["scale"].mean() for norm in norms]
 
     return [float(scale) for scale in jax.jit(scales)()]
 

@@ -18,6 +18,7 @@ from flax import nnx
 
 from ramen_jax.attention.attention import PORTABLE, Attention
 from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.balance import balance_decoder
 from ramen_jax.model.encoder import TOP_EPS, Bands
 from ramen_jax.model.encodings import sincos, sincos_2d
 from ramen_jax.model.images import gather_slots, scatter_cells, spread_slots, to_pixels, token_frames
@@ -77,6 +78,8 @@ class RamenDecoder(nnx.Module):
         self.modality_embedding = (
             linear(dim, dim, rngs=rngs) if recipe.modality_embedding == "bands" else None
         )
+        if recipe.initialisation == "balanced":
+            balance_decoder(self)
 
     def tokens(self, encoded_RxExD: jax.Array, rows: Rows, bands: Bands) -> jax.Array:
         """Decoded tokens of every row, [R, L, D] float32."""

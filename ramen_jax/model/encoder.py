@@ -16,6 +16,7 @@ from flax import nnx
 
 from ramen_jax.attention.attention import PORTABLE, Attention
 from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.balance import balance_encoder
 from ramen_jax.model.encodings import sincos_2d
 from ramen_jax.model.images import gather_cells, gather_slots, sampled, spread_slots, token_frames
 from ramen_jax.model.layers import layer_norm
@@ -71,6 +72,8 @@ class RamenEncoder(nnx.Module):
             rngs=rngs,
         )
         self.norm = layer_norm(dim, TOP_EPS, rngs=rngs)
+        if recipe.initialisation == "balanced":
+            balance_encoder(self, rngs)
 
     def features(
         self, images: Images, bands: Sequence[Band], *, train: bool = False, key: jax.Array | None = None

@@ -23,6 +23,7 @@ ELEVATION = ("dsm", "dtm", "slope")
 KINDS = ("optical", "radar", "elevation")
 MLP_EPS = 1e-5
 PIECE = 4  # every width is a multiple of it
+CODE_SPREAD = 0.02  # of the codes at the start
 
 
 class BandMLP(nnx.Module):
@@ -65,7 +66,7 @@ class ChannelProjector(nnx.Module):
     def __init__(self, dim: int, *, encodings: str = "float32", rngs: nnx.Rngs):
         self.dim = dim
         self.encodings = encodings
-        init = nnx.initializers.normal(0.02)
+        init = nnx.initializers.normal(CODE_SPREAD)
         self.radar_codes = nnx.Param(init(rngs.params(), (len(RADAR), dim)))
         self.elevation_codes = nnx.Param(init(rngs.params(), (len(ELEVATION), dim)))
         self.optical = BandMLP(dim, rngs=rngs)
