@@ -143,6 +143,9 @@ def default() -> ConfigDict:
     config.checkpoint.every = 1000  # steps; the last step is always saved
     config.checkpoint.keep_latest = 2
     config.checkpoint.keep_best = 1  # besides the latest: lowest validation loss, else lowest training loss
+    # folder on the disk of every host, for saves between checkpoints: quick, and gone with the host; "": none
+    config.checkpoint.local = ""
+    config.checkpoint.local_every = 100  # steps
     config.checkpoint.allow = (
         ""  # pattern of what may differ from a checkpoint, e.g. "fingerprints .*|plan seed"
     )

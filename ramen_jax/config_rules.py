@@ -46,6 +46,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "checkpoint.every": (1, 2**31 - 1),
     "checkpoint.keep_latest": (1, 1_000_000),
     "checkpoint.keep_best": (0, 1_000_000),
+    "checkpoint.local_every": (1, 2**31 - 1),
     "sharding.slices": (0, 1_000_000),
     "logging.every": (1, 2**31 - 1),
     "compile_cache.min_seconds": (0, 1_000_000_000),

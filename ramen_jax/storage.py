@@ -77,8 +77,8 @@ def local(text: str, what: str = "a local path") -> Path:
             "az": "azcopy copy --recursive",
         }
         raise PathError(
-            f"{text}: expected {what}; in a bucket may lie the workdir of train and a checkpoint that is read. Copy it "
-            f"({copy.get(scheme, 'copy')} FROM TO) or mount the bucket",
+            f"{text}: expected {what}; in a bucket may lie the workdir of train, prepared corpora and a checkpoint "
+            f"that is read. Copy it ({copy.get(scheme, 'copy')} FROM TO) or mount the bucket",
             USAGE,
         )
     if "\0" in text:

@@ -201,8 +201,10 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
 
-    def restore_latest(self, abstract: State, meta: Mapping[str, Any]) -> tuple[State, dict[str, Any]] | None:
-        """The newest checkpoint that is whole as (state, meta), or None when there is none at all.
+    def restore_latest(
+        self, abstract: State, meta: Mapping[str, Any], above: int = NOTHING
+    ) -> tuple[State, dict[str, Any]] | None:
+        """The newest checkpoint that is whole as (state, meta), or None when there is none of a step beyond `above`.
 
         `abstract`: shapes, dtypes and shardings of the state wanted here, on any number of devices. `meta`: "sensors",
         "fingerprints" and "plan" of this run. Damaged checkpoints are told and passed over.
@@ -212,7 +214,7 @@ class Checkpoints:
                 (differences are listed); one that is whole and could not be restored (memory, disk). Nothing is moved.
         """
         # Process 0 looks for all, and once: what each of them saw for itself might not be the same.
-        found = [self._newest_whole(), self.failed] if jax.process_index() == 0 else None
+        found = [self._newest_whole(above), self.failed] if jax.process_index() == 0 else None
         chosen, self.failed = agree.from_primary("choosing the checkpoint", found, agree.LONG)
         if chosen == NOTHING:
             return None
@@ -240,10 +242,12 @@ class Checkpoints:
         step, alive = jax.device_put(jnp.int32(chosen), place), jax.device_put(jnp.bool_(True), place)
         return State(step, alive, *(arrays[item] for item in ARRAYS)), there
 
-    def _newest_whole(self) -> int:
+    def _newest_whole(self, above: int = NOTHING) -> int:
         """Step of the newest checkpoint that is what was written, NOTHING, or UNREADABLE (with `failed` saying why)."""
         steps = self.steps()
         for step in reversed(steps):
+            if step <= above:
+                return NOTHING
             folder = self.folder / str(step)
             try:
                 content = checkpoint_files.compare(folder)
@@ -257,7 +261,7 @@ class Checkpoints:
             self._unusable[step] = content.problem
             before = "using the one before it" if step != steps[0] else "there is none before it"
             self.note(f"WARNING: checkpoint {folder} is damaged ({content.problem}); {before}")
-        if not steps:
+        if not steps or above != NOTHING:
             return NOTHING
         told = "; ".join(f"step {step}: {problem}" for step, problem in self._unusable.items())
         self.failed = (

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ramen_jax import storage
 from ramen_jax.config import plain, recipe_of
 from ramen_jax.console import DATA, USAGE, UserError
+from ramen_jax.corpora import buckets
 from ramen_jax.corpora.preparation import prepare
 from ramen_jax.corpora.records import Prepared, read_manifest, verify_files
 from ramen_jax.model.architecture import Architecture
@@ -46,6 +46,7 @@ def build(config: ConfigDict, workdir: Path) -> Job:
     if not config.corpora:
         raise UserError("config.corpora is empty: a training needs at least one corpus", USAGE)
     sources = {entry.name: open_corpus(config, entry, workdir) for entry in config.corpora}
+    agree.together("opening the prepared corpora", agree.LONG)  # each host may have copied terabytes first
     if config.data.verify:
         verify(sources)
     for name, source in sources.items():
@@ -167,8 +168,7 @@ def _validation_batches(
 
 def _prepare(config: ConfigDict, entry: ConfigDict, workdir: Path) -> Path:
     """The folder of a prepared corpus, prepared first if need be (processes that come second wait for the first)."""
-    records = "a local path in config.corpora's prepared, since records are read from files"
-    folder = storage.local(entry.prepared, records) if entry.prepared else workdir / "corpora" / entry.name
+    folder = buckets.local_folder(entry.prepared) if entry.prepared else workdir / "corpora" / entry.name
     return prepare(plain(entry), folder, recipe_of(config))
 
 

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from ramen_jax import config as configuration
 from ramen_jax import storage
 from ramen_jax.console import UserError
-from ramen_jax.corpora import records
+from ramen_jax.corpora import buckets, records
 from ramen_jax.limits import machine_memory, size
 from ramen_jax.storage import Bucket
 
@@ -279,7 +279,14 @@ def corpora(config: ConfigDict, folder: Path | None) -> Iterator[Finding]:
 
 
 def _corpus(config: ConfigDict, entry: ConfigDict, folder: Path | None) -> str:
-    prepared = storage.local(entry.prepared) if entry.prepared else None
+    prepared = buckets.folder_of(entry.prepared) if entry.prepared else None
+    if prepared is not None and storage.scheme_of(entry.prepared):
+        bucket, path = Bucket(entry.prepared), prepared / records.MANIFEST
+        manifest = buckets.manifest_of(bucket)
+        if not path.is_file() or path.read_bytes() != manifest:
+            return (
+                f"{bucket}: {size(sum(bucket.files().values()))}, which a training first copies to {prepared}"
+            )
     if prepared is None and folder is not None:
         prepared = folder / "corpora" / entry.name
     if prepared is not None and (prepared / records.MANIFEST).is_file():

@@ -22,7 +22,7 @@ import numpy as np
 
 from ramen_jax import config as configuration
 from ramen_jax import console, storage
-from ramen_jax.console import DATA, UserError
+from ramen_jax.console import DATA, USAGE, UserError
 from ramen_jax.parallel import agree, stopping
 from ramen_jax.parallel.mesh import replicated
 from ramen_jax.rows.pipeline import StepBatch
@@ -30,6 +30,7 @@ from ramen_jax.training import checkpoint, initial, lock, profile, workdir
 from ramen_jax.training.bad_samples import FILES, BadSamples
 from ramen_jax.training.clock import Clock
 from ramen_jax.training.evaluators import LOSS, Evaluator, Stopped, stop_here
+from ramen_jax.training.local_saves import LocalSaves
 from ramen_jax.training.metrics import Metrics
 from ramen_jax.training.mirror import Mirror
 from ramen_jax.training.program import Program
@@ -156,6 +157,7 @@ class _Run:
         self.checkpoints = checkpoint.Checkpoints(
             self.folder, note, keep.keep_latest, keep.keep_best, keep.allow, fetch
         )
+        self.local = self.local_saves()
         end = min(job.steps, config.train.stop_at or job.steps)
         profile.require_within(config.logging.profile_steps, end)
         done = max(self.checkpoints.steps(), default=0)
@@ -182,6 +184,8 @@ class _Run:
                 self.checkpoints.note = self.metrics.note = bar.note if self.primary else _silent
                 done = self.iterate(state, start, end)
             self.checkpoints.close()
+            if self.local:
+                self.local.wait()
             note(self.clock.summary())
         finally:
             self.metrics.close()
@@ -193,8 +197,28 @@ class _Run:
             )
         return Outcome(done, done >= job.steps, self.last_loss, done < end)
 
+    def local_saves(self) -> LocalSaves | None:
+        """What this process keeps on its host's disk, where that is asked for."""
+        keep = self.config.checkpoint
+        if not keep.local:
+            return None
+        if self.job.mirror:
+            raise UserError(
+                "config.checkpoint.local: a workdir in a bucket is on the disk of the host already; leave it empty",
+                USAGE,
+            )
+        return LocalSaves(self.folder, storage.local(keep.local), _print, keep.allow)
+
     def restore_or_create(self) -> tuple[State, int, dict[str, Any]]:
-        found = self.checkpoints.restore_latest(self.program.abstract, self.job.identity)
+        abstract, identity = self.program.abstract, self.job.identity
+        local = self.local.newest(abstract) if self.local else checkpoint.NOTHING
+        found = self.checkpoints.restore_latest(abstract, identity, above=local)
+        if found is None and self.local and local != checkpoint.NOTHING:
+            state, meta = self.local.restore(local, abstract, identity)
+            self.checkpoints.note(
+                f"resuming from what every process saved on its own disk after step {local}"
+            )
+            return state, local, meta["clock"]
         if found is None:
             workdir.begin_at_nothing(self.config, self.folder)
             state = self.program.create_state()
@@ -211,7 +235,9 @@ class _Run:
     def hooks(self) -> list[Hook]:
         """What is done beside the steps, in this order; saving is the last, to keep what was measured."""
         measuring = [Hook(each.every, partial(self.measure, each)) for each in self.job.evaluators]
-        return [*measuring, Hook(self.config.checkpoint.every, self.save)]
+        keep = self.config.checkpoint
+        locally = [Hook(keep.local_every, self.save_locally)] if self.local else []
+        return [*measuring, *locally, Hook(keep.every, self.save)]
 
     def iterate(self, state: State, start: int, end: int) -> int:
         """Steps `start` to `end` - 1. Returns the number of steps done, which is less after SIGTERM."""
@@ -324,19 +350,30 @@ class _Run:
         self.validated = values.get(LOSS, self.validated)
         self.pause("evaluation")
 
-    def save(self, state: State, step: int) -> None:
-        training = float(np.mean(self.losses)) if self.losses else self.last_loss
-        meta = {
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says about itself."""
+        return {
             "step": step,
             "config": configuration.plain(self.config),
             "recipe": self.config.recipe,
             **self.job.identity,
             "clock": {**self.clock.saved(), **self.samples.saved()},
         }
+
+    def save(self, state: State, step: int) -> None:
+        training = float(np.mean(self.losses)) if self.losses else self.last_loss
         loss = training if self.validated is None else self.validated
-        self.checkpoints.save(step, state, meta, loss if np.isfinite(loss) else 1e30)
+        self.checkpoints.save(step, state, self.meta(step), loss if np.isfinite(loss) else 1e30)
         self.losses, self.validated = [], None
         self.pause("save")
+
+    def save_locally(self, state: State, step: int) -> None:
+        """Between checkpoints."""
+        assert self.local is not None
+        keep = self.config.checkpoint
+        if step % keep.local_every == 0 and step % keep.every:
+            self.local.save(step, state, self.meta(step))
+            self.pause("save")
 
     def pause(self, kind: str) -> None:
         """What took place since the last step is in no rate and no time left."""

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ramen_jax import console, storage
+from ramen_jax import console
+from ramen_jax.corpora import buckets
 from ramen_jax.corpora.records import Prepared
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.images import normalised
@@ -198,7 +199,7 @@ def open_corpus(workdir: Path, entry: Any, sensors: dict[str, Sensor]) -> Prepar
 
     Its validation split, or its training split where the other is empty.
     """
-    folder = storage.local(entry.prepared) if entry.prepared else workdir / "corpora" / entry.name
+    folder = buckets.local_folder(entry.prepared) if entry.prepared else workdir / "corpora" / entry.name
     try:
         corpus = Prepared(folder)
         if corpus.manifest["splits"].get("val", {}).get("shards"):

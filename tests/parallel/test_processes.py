@@ -1,5 +1,6 @@
 """Real processes on this machine, joined by gloo: they act as one, or end together and say why."""
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -261,3 +262,34 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_all(start, tmp_path, alon
     assert "is damaged" in found[0][1]
     assert [path.name for path in (workdir / "checkpoints_damaged").iterdir()] == ["12"]
     close(losses(workdir), alone)
+
+
+@pytest.mark.parametrize(
+    ("lost", "processes", "taken"),
+    [
+        ("", 2, "on its own disk after step"),
+        ("process1_of_2", 2, "checkpoints/10"),
+        pytest.param("", 1, "checkpoints/10", marks=pytest.mark.slow),
+    ],
+    ids=["all there", "one lost", "fewer processes"],
+)
+def test_local_saves_are_taken_by_all_or_by_none(start, tmp_path, alone, lost, processes, taken):
+    """Killed between two checkpoints. (Mutant: each takes its own: process 0 goes on from step 12, 1 from step 10.)"""
+    keep = (f"checkpoint.local={tmp_path / 'local'}", "checkpoint.local_every=2", "checkpoint.every=10")
+    group = start(*keep, "sharding.fsdp=2", TOY_SECONDS="0.1")
+    deadline = time.monotonic() + SECONDS
+    while len(list((tmp_path / "local").glob("*/process*_of_2/14/files.json"))) < 2:
+        assert time.monotonic() < deadline, group[0].said()
+        time.sleep(0.02)
+    group[1].send_signal(signal.SIGKILL)
+    ends(group, SOON)
+    for folder in (tmp_path / "local").glob(f"*/{lost}") if lost else ():
+        shutil.rmtree(folder)
+    for step in checkpoint_files.steps_in(tmp_path / "run" / "checkpoints"):
+        if step > 10:  # a machine that does other things: it was killed later
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    again = start(*keep, "sharding.fsdp=2" if processes > 1 else "sharding.fsdp=1", processes=processes)
+    found = ends(again)
+    assert [status for status, _ in found] == [0] * processes, found
+    assert taken in next(line for line in found[0][1].splitlines() if line.startswith("resuming from"))
+    close(losses(tmp_path / "run"), alone)
