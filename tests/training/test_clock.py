@@ -29,13 +29,18 @@ def test_every_second_is_in_one_place_and_survives_an_interruption(now):
         now[0] += 2.0
         first.pause(kind)
     second = Clock(8, "TPU v5 lite", first.saved(), began=now[0])
-    for _ in second.waiting(range(1)):
+
+    def slow_batches():
+        now[0] += 4.0
+        yield "batch"
+
+    for _ in second.waiting(slow_batches()):
         now[0] += 3.0
         second.tick(1, 1, 1)
-    assert second.seconds == {"step": 17, "data": 0, "save": 2, "evaluation": 2, "start": 10, "lost": 0}
-    assert second.goodput() == 17 / 31
-    assert "55% steps" in second.summary()
-    assert second.core_seconds == {"TPU v5 lite": 8 * 17}
+    assert second.seconds == {"step": 17, "data": 4, "save": 2, "evaluation": 2, "start": 10, "lost": 0}
+    assert second.goodput() == 17 / 35
+    assert "49% steps, 11% waiting for data" in second.summary()
+    assert second.core_seconds == {"TPU v5 lite": 8 * 21}
 
 
 def test_rates_are_those_of_real_tokens_and_of_the_hardware(now):
