@@ -238,13 +238,19 @@ def _pull_kernel(x: jax.Array, grad: jax.Array) -> jax.Array:
     def in_float32(grad: jax.Array, x: jax.Array) -> jax.Array:
         return jax.lax.dot_general(grad, x, ((lead, lead), ((), ())), preferred_element_type=jnp.float32)
 
+    def of_what_is_there(grad: jax.Array, x: jax.Array) -> jax.Array:
+        # Else the TPU's compiler makes x, a GELU of thousands of values, anew inside of the product: by its own figures
+        # that is slower (two blocks of base: 6.16 million cycles instead of 5.78), and it takes four times as long to
+        # compile.
+        return in_float32(grad, jax.lax.optimization_barrier(x))
+
     def widened(grad: jax.Array, x: jax.Array) -> jax.Array:
         return in_float32(grad.astype(jnp.float32), x.astype(jnp.float32))
 
     if x.dtype == jnp.float32:
         flipped = in_float32(grad, x)
     else:  # the matrix products of CPUs have results of the type of their factors
-        flipped = jax.lax.platform_dependent(grad, x, cpu=widened, default=in_float32)
+        flipped = jax.lax.platform_dependent(grad, x, cpu=widened, default=of_what_is_there)
     return jnp.moveaxis(flipped, -1, 0)
 
 

@@ -86,7 +86,7 @@ def test_equals_dense_at_real_lengths(backend: str, first: str, second: str) -> 
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("length", [1100, 1999])
 def test_equals_dense_at_other_lengths(backend: str, length: int) -> None:
-    """Three and four blocks of a kernel, the last one not full. (Mutants: places beyond the row are tokens of padding;
+    """Two and four blocks of a TPU's kernel, the last one not full. (Mutants: places beyond the row are padding;
     backward, the blocks of keys that queries meet in the place of the queries that keys meet.)"""
     segments = jnp.asarray(np.stack([row([700, 1, 250], length), row([length - 5], length)]))
     arrays = random_qkv(length, width=32)
