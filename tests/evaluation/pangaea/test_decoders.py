@@ -194,3 +194,28 @@ def test_resizing_and_pooling_are_those_of_pytorch(old, new) -> None:
     ):
         found = ours(jnp.asarray(x), new)
         np.testing.assert_allclose(found, reference.permute(0, 2, 3, 1).numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 3, 4), (1, 1, 2, 5, 2)])
+def test_the_convolution_has_the_gradients_of_xlas(shape) -> None:
+    """On every platform's way. (Mutants: rows of taps not mirrored; taps of a row in the other order.)"""
+    batch, height, width, inputs, outputs = shape
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, height, width, inputs)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, inputs, outputs)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(batch, height, width, outputs)), jnp.float32)
+
+    def gradients(convolve):
+        return jax.grad(lambda x, kernel: jnp.sum(weights * convolve(x, kernel)), argnums=(0, 1))(x, kernel)
+
+    for ours, theirs in zip(gradients(layers.conv3), gradients(layers._convolution), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(
+        layers._by_convolution(x, weights), gradients(layers._convolution)[1], atol=1e-4
+    )
+
+
+def test_the_maximum_of_windows_is_flax_own() -> None:
+    """With an odd row and column left out. (Mutant: the last row kept.)"""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 5, 3)), jnp.float32)
+    np.testing.assert_array_equal(layers.max_pool(x), nnx.max_pool(x, (2, 2), strides=(2, 2)))
