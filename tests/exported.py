@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ SENSORS = {
 }
 
 
-def source(recipe: str = "reference", **traps: Any) -> Source:
-    """Random weights of sensible size; drawn by numpy, since an initialisation would be compiled first."""
+def source(recipe: str = "reference", size: Mapping[str, int] = SIZES["tiny"], **traps: Any) -> Source:
+    """Random weights of sensible magnitude; drawn by numpy, since an initialisation would be compiled first."""
     values = Recipe.named(recipe, **traps)
-    ramen = Ramen(Architecture.from_dict(SIZES["tiny"]), values, with_decoder=False)
+    ramen = Ramen(Architecture.from_dict(dict(size)), values, with_decoder=False)
     rng = np.random.default_rng(0)
 
     def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -14,7 +14,7 @@ from ramen_jax.evaluation import closed_form, learning, learning_report, report
 from ramen_jax.evaluation.cache import Cache
 from ramen_jax.evaluation.encoders import KINDS, Pretrained, open_encoder
 from ramen_jax.evaluation.pangaea import protocol as protocols
-from ramen_jax.evaluation.pangaea.tasks import open_task, shipped
+from ramen_jax.evaluation.pangaea.tasks import load_task, open_task, shipped
 from ramen_jax.evaluation.runs import Run, Settings
 from ramen_jax.model import flops
 
@@ -90,7 +90,8 @@ def evaluate(
         task: names of tasks, comma-separated, `all`, or the YAML file of one's own.
         data: the folder of its original files; of several tasks, the folder that holds one folder per task.
         checkpoint: a workdir, an exported folder, or an official .ckpt.
-        encoders: of `encoders.KINDS`; default: the checkpoint, where one is given, and the baselines.
+        encoders: of `encoders.KINDS`; default: the checkpoint, where one is given, and the baselines that can do the
+            task (the U-Net predicts maps only).
         target_gsds, seeds, labels: every combination is run; default: the task's and the protocol's.
         cache_limit: GiB of kept features.
 
@@ -105,8 +106,7 @@ def evaluate(
     rules = protocols.by_name(protocol)
     settings = settings or Settings()
     _refuse_impossible(settings, target_gsds, seeds, labels, cache_limit)
-    baselines = [name for name in KINDS[1:] if name != "unet" or settings.decoder not in closed_form.NAMES]
-    names = list(encoders) or [*(["checkpoint"] if checkpoint else []), *baselines]
+    names = list(encoders) or [name for name in KINDS if checkpoint or name != "checkpoint"]
     for name in names:
         if name not in KINDS:
             raise UserError(f"no encoder '{name}'; {close_names(name, KINDS)}", USAGE)
@@ -117,6 +117,7 @@ def evaluate(
         (described, encoder, gsd, share, seed)
         for described in tasks
         for encoder in opened.values()
+        if encoders or encoder.frozen or _trains_maps(described, settings)
         for gsd in (target_gsds if target_gsds and encoder.name != "unet" else [None])
         for share in labels
         for seed in (seeds or [rules.seed])
@@ -130,7 +131,7 @@ def evaluate(
             folder / "runs" / "_".join(_part(p) for p in (opened_task.name, encoder.name, gsd, share, seed))
         )
         one = Run(opened_task, encoder, told, place, kept, _note)
-        label = f"{number}/{len(chosen)} {opened_task.name} {encoder.name} at {one.target_gsd:g} m"
+        label = f"{number}/{len(chosen)} {opened_task.name}, {report.seen_by(encoder.name, one.told_gsd)}"
         with console.progress(one.units, label, "steps", start=one.units_done()) as bar:
             result = one.result(_teller(bar))
         result |= {"flops": cost(one), "expected": opened_task.command.expected, "metric": opened_task.metric}
@@ -185,6 +186,12 @@ def _refuse_impossible(
             raise UserError(f"--{option.replace('_', '-')} is {found}, expected at least 1", USAGE)
     if not 0 <= cache_limit < math.inf:
         raise UserError(f"--cache-limit is {cache_limit:g}, expected GiB, 0 or more", USAGE)
+
+
+def _trains_maps(described: str, settings: Settings) -> bool:
+    """Whether the U-Net can stand beside the others."""
+    pooled = load_task(described).get("family") in closed_form.PLACES
+    return not pooled and settings.decoder not in closed_form.NAMES
 
 
 def _tasks(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ramen_jax.console import UserError, close_names
+from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.evaluation.cache import Cache, key_of
 from ramen_jax.evaluation.drifting import Drifting
 from ramen_jax.evaluation.encoders import MapEncoder, Pretrained, check_grid
@@ -19,7 +19,7 @@ from ramen_jax.evaluation.pangaea.decoders.decoder import KINDS
 from ramen_jax.evaluation.pangaea.protocol import Protocol
 from ramen_jax.evaluation.pangaea.tasks import Example, Task
 
-UNET = {"single": "_unet", "linear": "_unet_mt", "ltae": "_unet_mt"}
+UNET = {"single": "_unet", "linear": "_unet_mt", "ltae": "_unet_mt", "channels": "_unet_mt"}
 
 
 class Features:
@@ -124,9 +124,13 @@ def decoder_name(command_name: str, encoder: MapEncoder) -> str:
     """The decoder of a task's command; for the U-Net the one of the same family that takes pixels."""
     if command_name not in KINDS:
         raise UserError(f"no decoder '{command_name}'; {close_names(command_name, KINDS)}")
-    if encoder.name != "unet":
-        return command_name
     kind = KINDS[command_name]
+    if encoder.name != "unet":
+        if kind.head == "unet":
+            raise UserError(
+                f"decoder {command_name} reads pixels, not maps of {encoder.name}; use --encoder unet", USAGE
+            )
+        return command_name
     if kind.head == "classification":
         raise UserError(f"the U-Net predicts maps, and {command_name} classifies; use another encoder")
     if kind.merge in ("difference", "concatenation"):

@@ -46,12 +46,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     ]
     for (task, encoder, decoder, gsd, share), members in groups.items():
         metric, cost = members[0]["metric"], members[0]["flops"]
+        grain = "" if gsd is None else f"{gsd:g} m"
         shown = [
             _spread([m["scores"][name][metric] for m in members], metric)
             for name in ("published", "corrected")
         ]
         lines.append(
-            f"| {task} | {encoder} | {decoder} | {gsd:g} m | {100 * share:g} % | {metric} | {shown[0]} | {shown[1]} | "
+            f"| {task} | {encoder} | {decoder} | {grain} | {100 * share:g} % | {metric} | {shown[0]} | {shown[1]} | "
             f"{len(members)} | {cost['encoder'] / 1e9:,.3g} | {cost['decoder'] / 1e9:,.3g} |"
         )
     for task, (metric, expected) in {r["task"]: (r["metric"], r["expected"]) for r in results}.items():
@@ -99,9 +100,14 @@ def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
             predictions.curve(points, metric, f"{task}: accuracy against cost", folder / f"{task}_curve.png")
 
 
+def seen_by(encoder: str, target_gsd: float | None) -> str:
+    """An encoder and what it sees, in words."""
+    return encoder if target_gsd is None else f"{encoder} at {target_gsd:g} m per token"
+
+
 def draw(task: Task, result: dict[str, Any], folder: Path) -> None:
     """Pictures of predictions and the confusion matrix of one run."""
-    title = f"{task.name}, {result['encoder']} at {result['target_gsd']:g} m per token"
+    title = f"{task.name}, {seen_by(result['encoder'], result['target_gsd'])}"
     places, modality = [], task.modalities[0]
     for path in sorted(folder.glob("example_*.safetensors")):
         arrays, facts = load_file(path), read_facts(path)

@@ -154,6 +154,11 @@ class Run:
         )
 
     @property
+    def told_gsd(self) -> float | None:
+        """Metres per token as results tell it; None for the U-Net, which has pixels and no tokens."""
+        return self.target_gsd if self.encoder.frozen else None
+
+    @property
     def units(self) -> int:
         """Steps and validations, for a progress bar."""
         if self.closed:
@@ -255,7 +260,7 @@ class Run:
             "protocol": self.task.protocol.as_dict(),
             "decoder": self.name,
             "seed": self.seed,
-            "target_gsd": self.target_gsd,
+            "target_gsd": self.told_gsd,
             "labels": self.settings.labels,
             "places": {split: len(items) for split, items in self.items.items()},
             "unseen_bands": unseen,
@@ -445,9 +450,10 @@ class Run:
 
     def _keep(self, number: int, example: Example, prediction: np.ndarray) -> None:
         """What the pictures of predictions are drawn from."""
-        name, image = next(iter(example.sample.images.items()))
+        specs = self.task.modalities
+        spec = next((s for s in specs if s.sensor.bands[0].kind == "optical"), specs[0])
+        image = example.sample.images[spec.name]
         values = image.values[len(image.values) // 2].astype(np.float32)
-        spec = self.task.modality(name)
         save(
             self.folder / f"example_{number}.safetensors",
             {
@@ -455,5 +461,5 @@ class Run:
                 "truth": example.target,
                 "prediction": prediction,
             },
-            {"id": example.sample.id, "modality": name},
+            {"id": example.sample.id, "modality": spec.name},
         )

@@ -75,7 +75,8 @@ def read_official(path: Path, sensors: Path | None, recipe: str, num_heads: int 
         model["num_heads"] = num_heads
     if "num_heads" not in model:
         raise UserError(
-            f"the number of heads of a {model['embed_dim']}-wide encoder is not known; give --num-heads",
+            f"the number of heads of a {model['embed_dim']}-wide encoder is not known; give --num-heads to "
+            "python -m ramen_jax.export --import",
             USAGE,
         )
     traps = Recipe.named(recipe).to_dict()

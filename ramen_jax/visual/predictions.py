@@ -72,7 +72,7 @@ def maps(
 
 
 def confusion(matrix_CxC: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
-    """Counts of pixels, each row (truth) as shares."""
+    """Counts of pixels, each row (truth) as shares; a class without truth has an empty row."""
     counts = np.asarray(matrix_CxC, np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(3.2, 0.42 * len(classes) + 1.8)
@@ -84,7 +84,7 @@ def confusion(matrix_CxC: np.ndarray, classes: Sequence[str], title: str, path: 
     axis.set_yticks(ticks, classes, fontsize=7)
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth")
-    for row in ticks:
+    for row in np.flatnonzero(counts.sum(axis=1)):
         for column in ticks:
             dark = shares[row, column] > 0.5
             text = f"{100 * shares[row, column]:.0f}"
@@ -92,7 +92,7 @@ def confusion(matrix_CxC: np.ndarray, classes: Sequence[str], title: str, path: 
                 column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
             )
     figure.colorbar(drawn, ax=axis, label="share of the truth")
-    axis.set_title(title)
+    axis.set_title(title.replace(", ", "\n", 1), fontsize=10)  # a matrix of two classes is narrow
     figures.save(figure, path)
 
 

@@ -12,6 +12,7 @@ from ramen_jax.evaluation.cache import Cache
 from ramen_jax.evaluation.encoders import Pretrained
 from ramen_jax.evaluation.pangaea.protocol import CORRECTED
 from ramen_jax.evaluation.pangaea.tasks import open_task
+from ramen_jax.evaluation.pangaea.tasks.registry import DESCRIPTIONS
 from ramen_jax.evaluation.runs import Run, Settings
 from ramen_jax.inference.encoder import Encoder
 from ramen_jax.model.architecture import Architecture
@@ -27,6 +28,16 @@ def floods(tmp_path_factory):
     folder = tmp_path_factory.mktemp("floods")
     WRITERS["sen1floods11"](folder, pixels=PIXELS)
     return folder
+
+
+@pytest.fixture
+def small_floods(tmp_path):
+    """The task as it ships, of small chips."""
+    path = tmp_path / "sen1floods11.yaml"
+    path.write_text(
+        (DESCRIPTIONS / "sen1floods11.yaml").read_text().replace("pixels: 512", f"pixels: {PIXELS}")
+    )
+    return path
 
 
 @pytest.fixture(scope="session")

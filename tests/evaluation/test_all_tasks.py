@@ -22,6 +22,7 @@ from ramen_jax.earth.layouts.pangaea import WRITERS
 from ramen_jax.evaluation.pangaea import protocol as protocols
 from ramen_jax.evaluation.pangaea.tasks import load_task, open_task, shipped
 from ramen_jax.evaluation.runs import Settings
+from tests import exported
 from tests.conftest import REPOSITORY
 
 QUICK = dataclasses.replace(protocols.CORRECTED, name="quick", learning_rate=2e-2, validate_every=10)
@@ -152,6 +153,42 @@ def test_what_there_is_to_learn_is_learnt(name, tmp_path):
         assert score <= floor <= by_chance / MARGIN
     else:
         assert score >= floor >= by_chance * MARGIN
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "floor"),
+    [
+        ("sen1floods11", 80.0),
+        ("m-eurosat", 0.75),
+        pytest.param("xview2", 28.0, marks=pytest.mark.slow),
+        pytest.param("croptypemapping", 19.0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_in_front_of_the_decoder(name, floor, tmp_path):
+    """As above, but through a RAMEN of the tiny size, exported with random weights: pairs, series and one label too."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    path, sizes = described(name, folder)
+    WRITERS[name](folder, **sizes)
+    task = open_task(path, folder, QUICK)
+    model = exported.folder(tmp_path / "tiny", "fixed")
+    epochs = EPOCHS.get(name, EPOCHS.get(task.family, 40)) // 2
+    (result,) = rj.evaluate(
+        str(path),
+        folder,
+        tmp_path / "out",
+        checkpoint=model,
+        encoders=["checkpoint"],
+        protocol="quick",
+        settings=Settings(
+            epochs=epochs, batch_size=4, channels=8, decoder="seg_linear" if linear(load_task(name)) else None
+        ),
+    )
+    assert result["encoder"] == "tiny"
+    assert result["flops"]["encoder"] > 0
+    assert result["compiled"]["encoder"] <= 2
+    assert result["scores"]["corrected"][SCORES.get(task.family, "mIoU")] >= floor >= chance(task) * MARGIN
 
 
 def test_every_task_has_a_floor():

@@ -16,19 +16,9 @@ from ramen_jax.evaluate import parse
 from ramen_jax.evaluation import command as evaluation
 from ramen_jax.evaluation import report
 from ramen_jax.evaluation.pangaea.tasks import load_task, shipped
-from ramen_jax.evaluation.pangaea.tasks.registry import DESCRIPTIONS
 from tests import exported
 
 FEW = ["--epochs", "1", "--batch-size", "2", "--crop", "64", "--decoder", "seg_linear"]
-
-
-@pytest.fixture
-def small_floods(tmp_path):
-    """The task as it ships, of small chips."""
-    shipped = DESCRIPTIONS / "sen1floods11.yaml"
-    path = tmp_path / "sen1floods11.yaml"
-    path.write_text(shipped.read_text().replace("pixels: 512", "pixels: 64"))
-    return path
 
 
 def test_a_table_with_curve_and_pictures(floods, small_floods, tmp_path, capsys):
@@ -88,7 +78,7 @@ def test_the_door_of_python_says_what_is_wrong(tmp_path):
         )
 
 
-def a_result(value, metric="mIoU", expected=None):
+def a_result(value, metric="mIoU", expected=None, **changes):
     return {
         "task": "mine",
         "encoder": "raw",
@@ -100,6 +90,7 @@ def a_result(value, metric="mIoU", expected=None):
         "flops": {"encoder": 0.0, "decoder": 1e9},
         "scores": {"published": {metric: value}, "corrected": {metric: value + 1}},
         "protocol": {"name": "corrected", "encoder_statistics": "running"},
+        **changes,
     }
 
 
@@ -107,6 +98,9 @@ def test_mean_and_spread_over_seeds():
     table = report.table([a_result(1.0), a_result(3.0)])
     assert "| 2.00 ± 1.41 | 3.00 ± 1.41 | 2 |" in table
     assert "(published)" not in table
+    # A U-Net has no tokens.
+    table = report.table([a_result(1.0, encoder="unet", decoder="seg_unet", target_gsd=None)])
+    assert "| mine | unet | seg_unet |  | 100 % |" in table
     assert "| accuracy | 0.1250 | 1.1250 | 1 |" in report.table([a_result(0.125, "accuracy")])
     assert "| mine | RAMEN (published) | | | 100 % | mIoU | 50.00 |" in report.table(
         [a_result(1.0, expected=50.0)]

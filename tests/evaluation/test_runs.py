@@ -15,6 +15,7 @@ from ramen_jax.evaluation.encoders import Pixels, Raw
 from ramen_jax.evaluation.pangaea.protocol import CORRECTED
 from ramen_jax.evaluation.pangaea.tasks import open_task
 from ramen_jax.sensors import Band
+from ramen_jax.training import clock
 from tests.evaluation.conftest import PIXELS, SMALL
 
 
@@ -157,6 +158,7 @@ def test_bands_that_the_weights_have_never_seen_are_named(make_run, tiny):
         ({"target_gsd": 1e-4}, "asks for .* tokens of 2 modalities, which takes at least"),
         ({"batch_size": 64}, "less than one batch of 64; use a smaller --batch-size or --replicate"),
         ({"labels": 0.0}, "share of labels is 0"),
+        ({"decoder": "seg_unet"}, "decoder seg_unet reads pixels, not maps of tiny; use --encoder unet"),
         ({"decoder": "seg_upernett"}, "no decoder 'seg_upernett'; did you mean \"seg_upernet\""),
     ],
 )
@@ -181,3 +183,18 @@ def test_a_chip_without_its_label_is_left_out_and_reported(make_run, floods, tmp
     label.unlink()
     result = make_run(source=source).result()
     assert [line for line in result["left_out"] if label.name in line]
+
+
+def test_a_longer_run_compiles_nothing_more(make_run):
+    """Of everything, small programs too: two once a process has run the task, for its training step and its decoding.
+
+    (Mutants: the step's number as a Python integer of the program; a short last chunk of tiles.)
+    """
+
+    def compilations(folder, epochs):
+        before = clock.compilations()
+        make_run(settings=dataclasses.replace(SMALL, epochs=epochs), folder=folder, limit=0).result()
+        return clock.compilations() - before
+
+    compilations("first", 1)
+    assert [compilations("short", 1), compilations("long", 6)] == [2, 2]
