@@ -108,6 +108,10 @@ def curve(
         for gsd, flops, score in ordered:
             axis.annotate(f"{gsd:g} m", (flops / 1e9, score), (4, 4), textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
+    axis.margins(0.12)  # room for what is written at the outermost points
+    costs = sorted({point[1] / 1e9 for points in lines.values() for point in points})
+    axis.set_xticks(costs, [f"{cost:.3g}" for cost in costs])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("encoder, GFLOP per place")
     axis.set_ylabel(metric)
     axis.set_title(title)
