@@ -7,7 +7,8 @@
         --config.corpora.worldstrat.prepared=data/worldstrat
 
 Expect: the first loss is above 1,000 (predictions are unscaled 512-wide products; the official code starts there
-too) and falls below 10 within the first epoch. The paper trained 100 epochs on 16 H100, bfloat16. One step of one
+too) and falls below 10 within the first epoch. The paper trained 100 epochs on 16 H100, bfloat16; this is
+float32, which runs anywhere: `--config.model.dtype=bfloat16` or configs/pod_*.py for accelerators. One step of one
 FLAIR-HUB place with all modalities and 8 dates at 10 m: `python -m ramen_jax.bench --config configs/base.py --corpus
 flairhub --target-gsd 10 --batch 1 --dates 8`. `--config configs/base.py:quicktest` runs the same path in a few minutes.
 """
