@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +33,12 @@ class Stepper:
         self.command = list(command)
         self.last: dict[str, Any] = {}
         self._unread = b""
-        try:
-            self._process = subprocess.Popen(self.command, stdout=subprocess.PIPE, start_new_session=True)
-        except OSError as error:
-            raise UserError(f"{self.command[0]}: cannot be started ({error.strerror})", DATA) from None
-        self._signal(signal.SIGSTOP)
+        if shutil.which(self.command[0]) is None:
+            raise UserError(f"{self.command[0]}: cannot be started, no such program is there", DATA)
+        # The process stops itself before it becomes the command, so that nothing happens before the first turn.
+        held = ["sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *self.command]
+        self._process = subprocess.Popen(held, stdout=subprocess.PIPE, start_new_session=True)
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def step(self) -> float | None:
         """Seconds by the clock until its next object; None when it ended without another one.

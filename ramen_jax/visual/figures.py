@@ -182,6 +182,8 @@ def speed(cells: list[dict[str, Any]], path: Path) -> None:
         cells: figures of `ramen_jax.benchmarks.grid`.
     """
     plt = pyplot()
+    from matplotlib.ticker import LogLocator
+
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for cell in cells:
@@ -200,12 +202,16 @@ def speed(cells: list[dict[str, Any]], path: Path) -> None:
             axes.annotate(
                 f"{cell['target_gsd']:g} m",
                 (cell["tokens"], cell["step_seconds"]),
-                (0, -13),
+                (7, -3),
                 textcoords="offset points",
-                ha="center",
                 fontsize=8,
             )
     axes.set(xscale="log", yscale="log", xlabel="decoder tokens of a step", ylabel="seconds of a step")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter("")
+    axes.margins(0.12)  # room for what is written beside the outermost points
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="upper left", fontsize=8)
     figure.suptitle("Time of a training step")
