@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ramen_jax import console
+from ramen_jax import allocator, console
 from ramen_jax.console import USAGE, UserError
 from ramen_jax.corpora.flairhub import MASK, MODALITIES, PatchList, find_list
 from ramen_jax.corpora.records import Prepared
@@ -176,6 +176,7 @@ def pin() -> None:
 
 def run() -> int:
     """The command."""
+    allocator.keep_memory()  # as the commands do
     parser = console.parser(
         "benchmarks.loader",
         "Samples per second on one core: a plain PyTorch DataLoader on GeoTIFFs, and our pipeline.",

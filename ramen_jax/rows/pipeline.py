@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ramen_jax import allocator
 from ramen_jax.console import USAGE, UserError, close_names
 from ramen_jax.rows import worker_start
 from ramen_jax.rows.batch import Images, Rows
@@ -234,7 +233,6 @@ def batches(
         prefetch: steps prepared ahead, per worker. Arrays travel through shared memory: a container needs
             (workers * prefetch + 2) batches of it.
     """
-    allocator.keep_memory()
     worker_start.free_shared_memory_silently()
     import grain  # imports JAX, which reading a sample does not need
     from absl import flags
@@ -328,7 +326,6 @@ def measure(plan: Plan, sources: Mapping[str, Source], seconds: float) -> dict[s
         (decoder), `megabytes_per_s` (pixels read, native dtype), `share_read`, `share_plan`, `share_pack` of the
         time, `real_encoder`, `real_decoder` (real-token shares of the rows met), `bad` (samples left out).
     """
-    allocator.keep_memory()
     steps = StepSource(plan, sources)
     steps.step(0)
     steps.seconds.clear()
