@@ -7,9 +7,11 @@ import importlib.util
 import math
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -113,6 +115,9 @@ def run(config: Any, arguments: argparse.Namespace, overrides: list[str]) -> int
     wanted = [arguments.corpus] if arguments.corpus else names
     rows = rows_asked(arguments.rows)
     devices = describe(topology.name)
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # a program from the cache was not compiled just now
     print(
         f"{topology.name}: {topology.chips} chips of {_gib(topology.chip.memory)}, "
         f"{topology.chip.flops / 1e12:.0f} TFLOP/s in bfloat16; {config.model.dtype}",
@@ -189,7 +194,7 @@ def check(config: Any, corpus: str, mesh: Mesh, chip: chips.Chip) -> Check:
     model = (counted.flops / shared, counted.executed / shared)
     lowered, began = program.lower_step(corpus), time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled, text = compile_to_text(lowered)
     except jax.errors.JaxRuntimeError as error:
         peak = needed(str(error))
         if peak is None:
@@ -208,9 +213,20 @@ def check(config: Any, corpus: str, mesh: Mesh, chip: chips.Chip) -> Check:
         peak=taken + memory.temp_size_in_bytes,
         flops=model[0],
         executed=model[1],
-        work=hlo.read(compiled.as_text() or ""),
+        work=hlo.read(text),
         seconds_compiling=seconds,
     )
+
+
+def compile_to_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The compiled program and its text as the compiler itself writes it.
+
+    `Compiled.as_text` reads the program with the parser of jaxlib, which need not understand what a newer libtpu made.
+    """
+    with tempfile.TemporaryDirectory(prefix="ramen_jax_") as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        (text,) = Path(folder).glob("*after_optimizations.txt")
+        return compiled, text.read_text()
 
 
 def spec_of(entry: Any) -> CorpusSpec:

@@ -22,7 +22,7 @@ BITS = {
 # These move nothing by themselves: they name what others wrote, or wait for what others began.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"),
-    *("while", "conditional", "call", "after-all", "optimization-barrier", "iota"),
+    *("while", "conditional", "call", "after-all", "optimization-barrier", "iota", "async-start"),
 }
 _NAMES_ONLY = re.compile(
     r'custom_call_target="(AllocateBuffer|AssumeGather\w*|\w*Bitcast|GatherScatterIndices\w*)"'
@@ -99,18 +99,30 @@ class Work:
 
 
 def read(text: str) -> Work:
-    """The work of a compiled module (`compiled.as_text()`) on one device.
+    """The work of a compiled module, given as its text, on one device.
 
     A loop runs as often as the compiler says, or, where it says nothing, up to the constant that its condition
     compares with (JAX counts from zero, by one); a loop that ends otherwise counts as one round.
     """
-    computations, entry = _parse(text)
+    module = _parse(text)
     work = Work()
-    _walk(computations, entry, 1, work)
+    _walk(module, module.entry, 1, work)
     return work
 
 
-def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+@dataclass(frozen=True)
+class _Module:
+    """Computations by name; `carried`: of fusions beside which a collective goes on that another one has begun.
+
+    A TPU's compiler writes such a collective anew into each of them.
+    """
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+    carried: frozenset[str]
+
+
+def _parse(text: str) -> _Module:
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", list[Instruction]()
     for line in text.splitlines():
@@ -124,7 +136,13 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             current.append(Instruction(found[2], found[3], found[4], inside, names, rest, bool(found[1])))
     if not entry:
         raise ValueError("the text has no ENTRY computation: expected the text of a compiled module")
-    return computations, entry
+    carried = frozenset(
+        name
+        for name, inner in computations.items()
+        if name.startswith("async_collective_fusion")
+        or any('custom_call_target="AsyncCollectiveDone"' in each.rest for each in inner)
+    )
+    return _Module(computations, entry, carried)
 
 
 def _operands(text: str) -> tuple[str, str]:
@@ -162,29 +180,29 @@ def _bytes(type_: str) -> float:
 
 
 def _walk(
-    computations: dict[str, list[Instruction]],
-    name: str,
-    times: int,
-    work: Work,
-    *,
-    in_fusion: bool = False,
-    in_loop: bool = False,
+    module: _Module, name: str, times: int, work: Work, *, in_fusion: bool = False, in_loop: bool = False
 ) -> None:
+    computations = module.computations
     here = {instruction.name: instruction for instruction in computations[name]}
     for instruction in computations[name]:
         opcode = instruction.opcode
-        if opcode.removesuffix("-done") in COLLECTIVES:
+        kind = opcode.removesuffix("-done")
+        if kind in COLLECTIVES and name not in module.carried:
             begun = here[instruction.operands[0]] if opcode.endswith("-done") else instruction
-            _count(instruction, opcode.removesuffix("-done"), begun.rest, times, work, in_loop)
+            size = _group(begun.rest)
+            parts = size if kind == "reduce-scatter" else 1
+            if name.startswith("all-reduce-scatter"):  # a TPU's: the sum and the cut that a device keeps
+                kind = "reduce-scatter"
+            _count(instruction, kind, size, parts, times, work, in_loop)
         called = [] if opcode.endswith(("-done", "-update")) else _CALLED.findall(instruction.rest)
-        free = (
-            opcode in _FREE or opcode.endswith(("-done", "-update")) or _NAMES_ONLY.search(instruction.rest)
-        )
+        waits = opcode.endswith(("-done", "-update")) and opcode != "async-done"
+        free = opcode in _FREE or waits or _NAMES_ONLY.search(instruction.rest)
         if not in_fusion and not free:
             inner = next(
                 (computations[c] for key, c in called if key == "calls" and opcode == "fusion"), None
             )
-            work.traffic += times * _traffic(instruction, here, inner)
+            carried = any(other in module.carried for _, other in called)
+            work.traffic += times * _traffic(instruction, here, inner, carried)
         trips = _rounds(instruction, dict(called), computations) if opcode == "while" else 1
         work.rounds += times * trips if opcode == "while" else 0
         for key, other in called:
@@ -192,10 +210,10 @@ def _walk(
             if key != "to_apply" or opcode == "call":
                 fused = in_fusion or opcode == "fusion" or opcode.endswith("-start")
                 inside = in_loop or key == "body"
-                _walk(computations, other, times * rounds, work, in_fusion=fused, in_loop=inside)
+                _walk(module, other, times * rounds, work, in_fusion=fused, in_loop=inside)
         for several, one in _BRANCHES.findall(instruction.rest):
             for other in re.findall(r"[\w.\-]+", several or one):
-                _walk(computations, other, times, work, in_fusion=in_fusion, in_loop=in_loop)
+                _walk(module, other, times, work, in_fusion=in_fusion, in_loop=in_loop)
 
 
 def _rounds(loop: Instruction, called: dict[str, str], computations: dict[str, list[Instruction]]) -> int:
@@ -222,15 +240,15 @@ def _group(attributes: str) -> int:
 
 
 def _count(
-    instruction: Instruction, kind: str, attributes: str, times: int, work: Work, in_loop: bool
+    instruction: Instruction, kind: str, size: int, parts: int, times: int, work: Work, in_loop: bool
 ) -> None:
-    size = _group(attributes)
+    """Adds a collective among `size` devices whose result is one of `parts` of what is told."""
     share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(kind, (size - 1) / size)
     sizes: dict[str, float] = defaultdict(float)
     for element, result in _arrays(
         re.sub(r"\{[^}]*\}", "", instruction.type)
     ):  # wherever and however it lies
-        sizes[element] += result * size if kind == "reduce-scatter" else result
+        sizes[element] += result * parts
     for element, whole in sizes.items():
         entry = work.collectives[kind, element]
         entry.count += times
@@ -240,12 +258,20 @@ def _count(
 
 
 def _traffic(
-    instruction: Instruction, here: dict[str, Instruction], inner: list[Instruction] | None
+    instruction: Instruction, here: dict[str, Instruction], inner: list[Instruction] | None, carried: bool
 ) -> float:
-    """Bytes one instruction reads and writes: of an array it only cuts into, the cut."""
+    """Bytes one instruction reads and writes: of an array it only cuts into, the cut.
+
+    `carried`: the fusion hands on arrays of a collective that goes on beside it.
+    """
     result, opcode = _bytes(instruction.type), instruction.opcode
     operands = [here[name].type if name in here else "" for name in instruction.operands]
-    if opcode in ("dynamic-slice", "slice", "gather"):
+    if opcode in (
+        "dynamic-slice",
+        "slice",
+        "gather",
+        "async-done",
+    ):  # the last: gathers on a TPU's SparseCores
         return 2 * result
     if opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _bytes(operands[-1 if opcode == "scatter" else 1])
@@ -262,12 +288,19 @@ def _traffic(
     while updated.opcode in ("bitcast", "copy", "convert") and updated.operands[0] in inside:
         updated = inside[updated.operands[0]]
     total = result
-    if updated.opcode == "dynamic-update-slice":
+    if carried:
+        written = [inside[name] for name in root.operands] if root.opcode == "tuple" else []
+        total = sum(
+            _bytes(other.type) for other in written if other.opcode not in ("parameter", *COLLECTIVES)
+        )
+    elif updated.opcode == "dynamic-update-slice":
         total = _bytes(inside[updated.operands[1]].type)
     parameters = [other for other in inner if other.opcode == "parameter"]
     for parameter in parameters:
         type_ = operands[int(parameter.inside)]
         users = [other for other in inner if parameter.name in other.operands]
+        if carried and all(user.opcode in ("tuple", "custom-call", *COLLECTIVES) for user in users):
+            continue
         if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
             total += min(_bytes(type_), sum(_bytes(user.type) for user in users))
         elif updated in users and updated.opcode == "dynamic-update-slice" and len(users) == 1:

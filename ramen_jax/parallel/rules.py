@@ -159,10 +159,13 @@ def lent(params: Any, stored: Any, used: Any) -> Any:
         def move(leaf: jax.Array) -> jax.Array:
             return jax.lax.with_sharding_constraint(leaf, used)
 
-        move.defvjp(
-            lambda leaf: (move(leaf), None),
-            lambda _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
-        )
+        def back(_: None, grad: jax.Array) -> tuple[jax.Array]:
+            # Formed as the parameter was used and cut afterwards: else the compiler carries the cut back through the
+            # arithmetic on small parameters, and devices hand each other hundreds of pieces of them.
+            whole = jax.lax.with_sharding_constraint(grad, used)
+            return (jax.lax.with_sharding_constraint(whole, stored),)
+
+        move.defvjp(lambda leaf: (move(leaf), None), back)
         return move(leaf)
 
     return jax.tree_util.tree_map_with_path(lend, params, stored, used)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from ramen_jax import config as configuration
@@ -111,6 +112,82 @@ def test_loops_groups_and_moves_are_read_as_a_tpu_compiler_writes_them():
     assert summed.sent == 12 * 128 * 2 * 3 / 4
     # The slice is read from device memory, its copy lies on the chip; the condition compares two numbers.
     assert work.traffic == 12 * (128 + 4 + 4 + 1)
+
+
+# A gather that goes on beside two fusions, a sum of which each device keeps a part, a gather on a SparseCore.
+ASYNC_MODULE = """HloModule example, num_partitions=4
+
+%begin (part: f32[2,8]) -> (f32[2,8], f32[8,8]) {
+  %part = f32[2,8]{1,0} parameter(0)
+  %gather.0 = f32[8,8]{1,0} all-gather(%part), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %begun = (f32[2,8]{1,0}, f32[8,8]{1,0}) custom-call(%gather.0), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (part.1: f32[2,8], whole.1: f32[8,8], x: f32[16]) -> (f32[16], f32[2,8], f32[8,8]) {
+  %part.1 = f32[2,8]{1,0} parameter(0)
+  %whole.1 = f32[8,8]{1,0} parameter(1)
+  %x = f32[16]{0} parameter(2)
+  %gather.1 = f32[8,8]{1,0} all-gather(%part.1), replica_groups=[1,4]<=[4], dimensions={0}
+  %y = f32[16]{0} negate(%x)
+  ROOT %both = (f32[16]{0}, f32[2,8]{1,0}, f32[8,8]{1,0}) tuple(%y, %part.1, %gather.1)
+}
+
+%end (part.2: f32[2,8], whole.2: f32[8,8]) -> f32[8,8] {
+  %part.2 = f32[2,8]{1,0} parameter(0)
+  %whole.2 = f32[8,8]{1,0} parameter(1)
+  %gather.2 = f32[8,8]{1,0} all-gather(%part.2), replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %ended = f32[8,8]{1,0} custom-call(%whole.2, %gather.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (g: f32[8,8]) -> f32[2,8] {
+  %g = f32[8,8]{1,0} parameter(0)
+  %sum = f32[8,8]{1,0} all-reduce(%g), replica_groups=[1,4]<=[4], to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %cut = f32[2,8]{1,0} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={2,8}
+}
+
+ENTRY %main (w: f32[2,8], v: f32[16], t: f32[1000,8], i: s32[4]) -> f32[2,8] {
+  %w = f32[2,8]{1,0} parameter(0)
+  %v = f32[16]{0} parameter(1)
+  %t = f32[1000,8]{1,0} parameter(2)
+  %i = s32[4]{0} parameter(3)
+  %start = (f32[2,8]{1,0}, f32[8,8]{1,0}) fusion(%w), kind=kCustom, calls=%begin
+  %a = f32[2,8]{1,0} get-tuple-element(%start), index=0
+  %b = f32[8,8]{1,0} get-tuple-element(%start), index=1
+  %beside = (f32[16]{0}, f32[2,8]{1,0}, f32[8,8]{1,0}) fusion(%a, %b, %v), kind=kLoop, calls=%async_collective_fusion.1
+  %whole = f32[8,8]{1,0} fusion(%a, %b), kind=kCustom, calls=%end
+  %rare = ((), (), s32[1]) async-start(), calls=%rows
+  %more = ((f32[1000,8], s32[4]), f32[4,8]{1,0}, s32[1]) async-update(%rare, %t, %i)
+  %picked = f32[4,8]{1,0} async-done(%more)
+  ROOT %kept = f32[2,8]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%rows (t.1: f32[1000,8], i.1: s32[4]) -> f32[4,8] {
+  %t.1 = f32[1000,8]{1,0} parameter(0)
+  %i.1 = s32[4]{0} parameter(1)
+  ROOT %found = f32[4,8]{1,0} custom-call(%t.1, %i.1), custom_call_target="sparse"
+}
+"""
+
+
+def test_a_collective_that_goes_on_beside_others_is_counted_once():
+    """(Mutants: counted in each of the three fusions; what a fusion hands on counted as traffic; a sum of which each
+    keeps a part counted as a whole sum; all rows counted that a SparseCore picks from.)"""
+    work = hlo.read(ASYNC_MODULE)
+    gathered, cut = work.of_kind("all-gather"), work.of_kind("reduce-scatter")
+    assert set(work.collectives) == {("all-gather", "f32"), ("reduce-scatter", "f32")}
+    assert (gathered.count, gathered.bytes, gathered.sent) == (1, 256, 192)
+    assert (cut.count, cut.bytes, cut.sent) == (1, 256, 192)
+    begun, beside, ended, picked, kept = 64 + 64 + 256, 64 + 64, 0, 2 * 128, 256 + 64
+    assert work.traffic == begun + beside + ended + picked + kept
+
+
+def test_a_program_is_read_as_its_compiler_writes_it():
+    """Not by way of jaxlib, which does not understand all that a TPU's compiler makes."""
+    lowered = jax.jit(lambda x: jax.lax.fori_loop(0, 7, lambda _, y: y @ x, x)).lower(jax.numpy.ones((8, 8)))
+    compiled, text = engine.compile_to_text(lowered)
+    assert hlo.read(text).rounds == 7
+    assert compiled.memory_analysis() is not None
 
 
 def test_a_narrow_array_is_moved_in_whole_tiles():

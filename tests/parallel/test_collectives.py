@@ -50,9 +50,11 @@ def test_a_data_parallel_step_sums_gradients_and_gathers_nothing(steps):
 def test_fsdp_gathers_each_kernel_twice_and_scatters_its_gradient_once(steps):
     """Layer by layer, inside the loops over the layers: forward, backward, gradient.
 
-    (Mutants: all layers gathered before the loop; gradients summed whole on every device and cut afterwards.)
+    (Mutants: all layers gathered before the loop; gradients of kernels summed whole on every device and cut afterwards;
+    those of what lies outside of the stacks cut before they are formed, which makes pieces travel.)
     """
     report = steps["data=1,fsdp=8"]
+    assert set(report["kinds"]) == {"all-gather", "all-reduce", "reduce-scatter"}
     gathered, scattered = report["kinds"]["all-gather"], report["kinds"]["reduce-scatter"]
     assert gathered[1] == 2 * KERNELS * LAYERS
     assert scattered[:2] == [KERNELS * LAYERS, KERNELS * LAYERS]
