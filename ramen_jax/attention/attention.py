@@ -19,8 +19,11 @@ Shape letters: B rows, L tokens, H heads, D head width.
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,7 @@ DENSE_LENGTH = (
 )
 SAVED = dense.SAVED
 ROWS, HEADS = ("data", "fsdp"), "tensor"  # mesh axes
+AMPERE = 8.0  # the least compute capability that Pallas makes kernels for
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "dense": dense.attend,
@@ -111,8 +115,19 @@ class Attention:
 
     @classmethod
     def on(cls, mesh: Mesh) -> Attention:
-        """For the devices of a mesh, present or not."""
-        return cls(backend_for(mesh.devices.flat[0].platform), mesh)
+        """For the devices of a mesh, present or not. Those too old for the kernel do without; that is said."""
+        device: Any = mesh.devices.flat[0]
+        backend = backend_for(device.platform)
+        capability = getattr(device, "compute_capability", "")  # "7.5" of NVIDIA's devices, "gfx90a" of AMD's
+        if backend == "triton" and re.fullmatch(r"\d+\.\d+", capability) and float(capability) < AMPERE:
+            print(
+                f"WARNING: {device.device_kind} has compute capability {capability}, the attention kernel for GPUs "
+                f"needs {AMPERE}: plain operations in its place, which take longer",
+                file=sys.stderr,
+                flush=True,
+            )
+            backend = PORTABLE.backend
+        return cls(backend, mesh)
 
     @property
     def row_shards(self) -> int:

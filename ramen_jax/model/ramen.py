@@ -13,6 +13,7 @@ Shape letters: as in `ramen_jax.rows.batch`, and D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ramen_jax.attention.attention import PORTABLE, Attention
+from ramen_jax.console import USAGE, UserError
 from ramen_jax.model import flops
 from ramen_jax.model.architecture import Architecture
 from ramen_jax.model.decoder import RamenDecoder
@@ -56,7 +58,16 @@ class Ramen:
     places: Places = ANYWHERE
 
     def on(self, mesh: Mesh, places: Places = ANYWHERE) -> Ramen:
-        """The same model for the devices of a mesh, present or not."""
+        """The same model for the devices of a mesh, present or not. UserError where the mesh does not divide heads."""
+        asked, sizes = mesh.shape["tensor"], self.architecture
+        shared = math.gcd(sizes.num_heads, sizes.decoder_num_heads if self.with_decoder else 0)
+        if shared % asked:
+            fitting = max(size for size in range(1, asked) if shared % size == 0)
+            raise UserError(
+                f"{sizes.num_heads} attention heads of the encoder and {sizes.decoder_num_heads} of the decoder do not "
+                f"divide over config.sharding.tensor = {asked} devices; {fitting} would",
+                USAGE,
+            )
         return replace(self, attention=Attention.on(mesh), places=places)
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:

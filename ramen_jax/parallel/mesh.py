@@ -1,6 +1,7 @@
 """The mesh of devices. Rows of a batch are always split over its data and fsdp axes together."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ramen_jax.console import USAGE, UserError
+from ramen_jax.console import USAGE, UserError, one_line
 
 MESH_AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -25,7 +26,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     Raises:
         UserError: sizes that do not fit the number of devices, of slices, or both; says which would.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = present() if devices is None else devices
     sizes = _sizes(config, len(devices))
     slices, by_process = _slices(config.sharding.slices, devices)
     if slices == 1:
@@ -53,6 +54,15 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
         allow_split_physical_axes=True,
     )
     return _mesh(grid)
+
+
+def present() -> list[jax.Device]:
+    """The devices at hand, of all processes. UserError where there are none of those that JAX_PLATFORMS asks for."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter, without a word, where a plugin is missing
+        told = one_line(str(error)) or "the plugin for them is not installed"
+        raise UserError(f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: {told}", USAGE) from None
 
 
 def _mesh(grid: np.ndarray) -> Mesh:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import ramen_jax
 from ramen_jax import config as configuration
 from ramen_jax import storage
-from ramen_jax.parallel import agree, join, stopping
+from ramen_jax.parallel import agree, join, mesh, stopping
 from ramen_jax.storage import Bucket
 from ramen_jax.training import checkpoint, experiment, initial, loop, mirror, workdir
 from ramen_jax.training.evaluators import Evaluator
@@ -39,6 +39,7 @@ def run(
         with agree.failing_together():
             if not agree.alone():
                 join.require_same(_facts(config))
+            mesh.present()
             enable_compilation_cache(config)
             process = 0 if agree.alone() else jax.process_index()
             with mirror.opened(folder, process) as (path, its_mirror):

@@ -48,6 +48,8 @@ def parse(steps: str) -> tuple[int, int]:
     first, colon, end = steps.partition(":")
     if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
         raise UserError(
-            f"config.logging.profile_steps is {steps!r}, expected two steps FIRST:END, e.g. 20:25", USAGE
+            f"config.logging.profile_steps is {steps!r}, expected two steps FIRST:END, the first below "
+            "the second, e.g. 20:25",
+            USAGE,
         )
     return int(first), int(end)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,18 @@ def test_the_backend_follows_the_devices_it_is_made_for() -> None:
     assert [backend_for(name) for name in ("cpu", "tpu", "gpu")] == ["blockwise", "splash", "triton"]
     with pytest.raises(UserError, match="neuron"):
         backend_for("neuron")
+
+
+@pytest.mark.parametrize(
+    ("capability", "backend"),
+    [("7.5", "blockwise"), ("8.0", "triton"), ("12.0", "triton"), ("gfx90a", "triton")],
+)
+def test_a_device_too_old_for_the_kernel_does_without_and_says_so(capability, backend, capsys) -> None:
+    """(Mutants: in silence; capabilities compared as text.)"""
+    device = SimpleNamespace(platform="gpu", device_kind="Some GPU", compute_capability=capability)
+    mesh = SimpleNamespace(devices=np.array([device], object))
+    assert Attention.on(mesh).backend == backend
+    assert ("Some GPU has compute capability" in capsys.readouterr().err) == (backend == "blockwise")
 
 
 def test_wrong_backends_are_refused_in_one_sentence() -> None:

@@ -10,6 +10,7 @@ Eight devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -94,13 +95,14 @@ def compare(dtype: str, meshes: list[str]) -> None:
 
 def collectives(meshes: list[str]) -> None:
     for text in meshes:
-        settings = config(*[f"sharding.{axis}" for axis in text.split(",")])
-        program, rows = build(settings, jax.devices(), SHORT)
+        axes = [f"sharding.{axis}" for axis in text.split(",")]
+        program, rows = build(config(*axes), jax.devices(), SHORT)
         work = hlo.read(program.lower_step(GEOMETRY).compile().as_text())
         sizes = {name: leaf.size for name, leaf in flat_names(program.abstract.params).items()}
         blocks = {name: size for name, size in sizes.items() if BLOCKS in name}
         report = {
             "mesh": text,
+            "types": types(config(*axes, "model.dtype=bfloat16")),
             "kinds": {
                 kind: [found.count, found.repeated, found.bytes]
                 for kind in hlo.COLLECTIVES
@@ -112,6 +114,15 @@ def collectives(meshes: list[str]) -> None:
             "parameters": sum(sizes.values()),
         }
         print(json.dumps(report), flush=True)
+
+
+def types(settings: Any) -> dict[str, list[str]]:
+    """The numbers that the products of the blocks let travel, as traced: a CPU's compiler widens those of sums."""
+    text = build(settings, jax.devices(), SHORT)[0].lower_step(GEOMETRY).as_text()
+    operation = r'"stablehlo\.(\w+)"(?:(?!"stablehlo).)*? : \(tensor<(?:[\dx]+x)?(\w+)>'
+    found = re.findall(operation, text, re.DOTALL)
+    kinds = ("all_gather", "all_reduce", "reduce_scatter")
+    return {kind: sorted({element for name, element in found if name == kind}) for kind in kinds}
 
 
 def flatness() -> None:

@@ -37,24 +37,29 @@ def steps(repository):
 
 
 def test_a_data_parallel_step_sums_gradients_and_gathers_nothing(steps):
-    """Gradients, losses and counts are summed, once each; rows stay where they are.
+    """Gradients, losses and counts are summed, once each; rows stay where they are. Gradients are summed in float32.
 
-    (Mutant: the decoder's scatter with row numbers in its index, which gathers the pixels of all rows.)
+    (Mutants: the decoder's scatter with row numbers in its index, which gathers the pixels of all rows; gradients of
+    bfloat16 products summed in bfloat16.)
     """
     report = steps["data=8"]
+    assert report["types"] == {"all_gather": [], "all_reduce": ["f32"], "reduce_scatter": []}
     assert set(report["kinds"]) == {"all-reduce"}
     summed, gradients = report["kinds"]["all-reduce"][2], BYTES * report["parameters"]
     assert 0 < summed < 1.1 * gradients + 4096  # parts for series have no gradient here
 
 
 def test_fsdp_gathers_each_kernel_twice_and_scatters_its_gradient_once(steps):
-    """Layer by layer, inside the loops over the layers: forward, backward, gradient.
+    """Layer by layer, inside the loops over the layers: forward, backward, gradient. Kernels travel as they are
+    multiplied, in bfloat16 where that is asked for, gradients in float32.
 
-    (Mutants: all layers gathered before the loop; gradients of kernels summed whole on every device and cut afterwards;
-    those of what lies outside of the stacks cut before they are formed, which makes pieces travel.)
+    (Mutants: all layers gathered before the loop, or in float32; gradients of kernels summed in bfloat16, or whole on
+    every device and cut afterwards; those of what lies outside of the stacks cut before they are formed, which makes
+    pieces travel.)
     """
     report = steps["data=1,fsdp=8"]
     assert set(report["kinds"]) == {"all-gather", "all-reduce", "reduce-scatter"}
+    assert report["types"] == {"all_gather": ["bf16"], "all_reduce": ["f32"], "reduce_scatter": ["f32"]}
     gathered, scattered = report["kinds"]["all-gather"], report["kinds"]["reduce-scatter"]
     assert gathered[1] == 2 * KERNELS * LAYERS
     assert scattered[:2] == [KERNELS * LAYERS, KERNELS * LAYERS]

@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from ramen_jax.console import UserError
-from ramen_jax.parallel.mesh import make_mesh
+from ramen_jax.model.architecture import Architecture
+from ramen_jax.model.ramen import Ramen
+from ramen_jax.parallel.mesh import make_mesh, present
+from ramen_jax.recipe import REFERENCE
 from tests.training import toy
 
 
@@ -85,6 +89,29 @@ def test_a_mesh_that_does_not_fit_is_told_with_one_that_does(overrides, would_do
         mesh(8, *overrides)
     settings = [f"sharding.{pair}" for pair in would_do.split(", ")]
     assert mesh(8, *settings).size == 8
+
+
+def test_heads_that_the_tensor_axis_does_not_divide_are_told_with_a_number_that_does():
+    """12 heads and 16. (Mutants: the encoder's alone; a divisor that another tower lacks.)"""
+    model = Ramen(Architecture(), REFERENCE)
+    with pytest.raises(UserError, match=r"12 .* and 16 .* do not divide .*tensor = 8 devices; 4 would"):
+        model.on(mesh(8, "sharding.data=1", "sharding.tensor=8"))
+    with pytest.raises(UserError, match=r"tensor = 3 devices; 2 would"):
+        model.on(mesh(3, "sharding.data=1", "sharding.tensor=3"))
+    assert model.on(mesh(8, "sharding.data=2", "sharding.tensor=4")).attention.backend == "splash"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(RuntimeError("no such backend"), "backend"), (AssertionError(), "plugin")]
+)
+def test_platforms_that_are_not_here_are_told(monkeypatch, error, told):
+    def devices():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(UserError, match=rf"JAX_PLATFORMS is 'cuda': .*{told}"):
+        present()
 
 
 def test_an_unknown_axis_is_told():
