@@ -95,7 +95,9 @@ def main() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.skipping", *sys.argv[1:], "--only"]
     with stepping([*command, "skipping"]) as ours, stepping([*command, "all"]) as theirs:
         taken = pairs(ours, theirs, arguments.steps)
-        print(json.dumps({**compared(taken), "losses": [ours.last["loss"], theirs.last["loss"]]}))
+        together = sum(them for _, them in taken) / sum(us for us, _ in taken)
+        losses = [ours.last["loss"], theirs.last["loss"]]
+        print(json.dumps({**compared(taken), "ratio_together": together, "losses": losses}))
 
 
 if __name__ == "__main__":
