@@ -215,6 +215,31 @@ def test_the_convolution_has_the_gradients_of_xlas(shape) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [((4, 4), (8, 8)), ((5, 3), (7, 11)), ((6, 6), (2, 2)), ((1, 2), (9, 6))]
+)
+def test_a_convolution_of_resized_maps_is_that_of_the_maps_joined(old, new) -> None:
+    """With its gradients, to rounding. (Mutants: taps of a column the other way round; rows and columns exchanged;
+    the other border beyond a border.)"""
+    rng = np.random.default_rng(3)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 7, 5)), jnp.float32)
+    fine, coarse = (
+        jnp.asarray(rng.normal(size=(2, *side, c)), jnp.float32) for side, c in ((new, 3), (old, 4))
+    )
+    weights = jnp.asarray(rng.normal(size=(2, *new, 5)), jnp.float32)
+
+    def joined(fine, coarse, kernel):
+        both = jnp.concatenate([fine, layers.resize(coarse, new)], axis=-1)
+        return jnp.sum(weights * layers.conv3(both, kernel))
+
+    def apart(fine, coarse, kernel):
+        return jnp.sum(weights * layers.conv3_of_maps([fine, coarse], kernel))
+
+    arguments = (fine, coarse, kernel)
+    found, expected = (jax.value_and_grad(f, argnums=(0, 1, 2))(*arguments) for f in (apart, joined))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+
 def test_the_maximum_of_windows_is_flax_own() -> None:
     """With an odd row and column left out. (Mutant: the last row kept.)"""
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 5, 3)), jnp.float32)

@@ -5,8 +5,10 @@ Shape letters: B places, H, W rows and columns, D or C channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ EPS = 1e-5
 MOMENTUM = 0.1
 HIGHEST = jax.lax.Precision.HIGHEST
 Size = tuple[int, ...]  # rows, columns
+Maps = jax.Array | Sequence[jax.Array]
 
 
 def uniform(key: jax.Array, shape: Sequence[int], fan_in: int) -> jax.Array:
@@ -47,19 +50,61 @@ class Dense(nnx.Module):
 
 
 class Conv3(nnx.Module):
-    """3x3 convolution, zero-padded, [B, H, W, inputs] -> [B, H, W, outputs]."""
+    """3x3 convolution, zero-padded, [B, H, W, inputs] -> [B, H, W, outputs]; several maps as `conv3_of_maps`."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
         self.dtype = dtype
         self.kernel = nnx.Param(uniform(rngs.params(), (3, 3, inputs, outputs), 9 * inputs))
         self.bias = nnx.Param(uniform(rngs.params(), (outputs,), 9 * inputs))
 
-    def product(self, x_BxHxWxC: jax.Array) -> jax.Array:
+    def product(self, x: Maps) -> jax.Array:
         """The layer without its bias."""
-        return conv3(x_BxHxWxC.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        maps = [x] if isinstance(x, jax.Array) else x
+        return conv3_of_maps([each.astype(self.dtype) for each in maps], self.kernel[...].astype(self.dtype))
 
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        return _with_bias(self.product(x_BxHxWxC), self.bias)
+    def __call__(self, x: Maps) -> jax.Array:
+        return _with_bias(self.product(x), self.bias)
+
+
+def conv3_of_maps(maps: Sequence[jax.Array], kernel_3x3xCxD: jax.Array) -> jax.Array:
+    """`conv3` of maps resized to the first one's size and joined on their channels, [B, h_i, w_i, C_i] -> [B, H, W, D].
+
+    Resizing is linear and a tap of the kernel does not depend on the place, so the products are made at each map's own
+    size and interpolated after: a sixteenth of the work where a map is four times as coarse.
+    """
+    size = maps[0].shape[1:3]
+    kernels = jnp.split(kernel_3x3xCxD, np.cumsum([x.shape[-1] for x in maps])[:-1], axis=2)
+    parts = [
+        conv3(x, kernel) if x.shape[1:3] == size else _conv3_of_resized(x, kernel, size)
+        for x, kernel in zip(maps, kernels, strict=True)
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+def _conv3_of_resized(x_BxhxwxC: jax.Array, kernel_3x3xCxD: jax.Array, size: Size) -> jax.Array:
+    """`conv3(resize(x, size), kernel)`."""
+    batch, height, width, channels = x_BxhxwxC.shape
+    down_Hx3h, across_Wx3w = (
+        jnp.asarray(_taps(old, new), x_BxhxwxC.dtype) for old, new in zip((height, width), size, strict=True)
+    )
+    # Columns of taps first, so that those of a place lie beside one another and are summed in one product.
+    kernel_Cx9D = jnp.transpose(kernel_3x3xCxD, (2, 1, 0, 3)).reshape(channels, -1)
+    y_Bxhx3wx3D = jnp.matmul(x_BxhxwxC, kernel_Cx9D).reshape(batch, height, 3 * width, -1)
+    y_BxhxWx3xD = jnp.einsum("Wk,bhkd->bhWd", across_Wx3w, y_Bxhx3wx3D, precision=HIGHEST).reshape(
+        batch, height, size[1], 3, -1
+    )
+    y_Bx3hxWxD = jnp.swapaxes(y_BxhxWx3xD, 2, 3).reshape(batch, 3 * height, size[1], -1)
+    return jnp.einsum("Hk,bkWd->bHWd", down_Hx3h, y_Bx3hxWxD, precision=HIGHEST)
+
+
+@cache
+def _taps(old: int, new: int) -> np.ndarray:
+    """[new, 3 old] float64: what tap t of place j of the coarse side adds to place i of the fine one, at [i, 3 j + t].
+
+    Tap t looks at fine place i + t - 1, and finds zero beyond the border.
+    """
+    shifted = [np.eye(new, k=tap - 1) @ _bilinear(old, new) for tap in range(3)]
+    return np.stack(shifted, axis=-1).reshape(new, 3 * old)
 
 
 @jax.custom_vjp
@@ -157,8 +202,8 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(width))
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x: jax.Array, layer: Layer, train: bool) -> jax.Array:
-        """`x` through `layer` and normalised; statistics in float32, the result in the layer's dtype."""
+    def __call__(self, x: Any, layer: Layer, train: bool) -> jax.Array:
+        """What `layer` takes, through it and normalised; statistics in float32, the result in the layer's dtype."""
         y = layer.product(x)
         values, offset = y.astype(jnp.float32), layer.bias[...]
         if train:
@@ -188,14 +233,14 @@ def _mean(x: jax.Array) -> jax.Array:
 
 
 class ConvNorm(nnx.Module):
-    """Convolution (1x1 or 3x3), BatchNorm, ReLU."""
+    """Convolution (1x1 or 3x3) of what it takes, BatchNorm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, dtype: str, rngs: nnx.Rngs):
         layer: type[Dense] | type[Conv3] = Dense if kernel == 1 else Conv3
         self.conv = layer(inputs, outputs, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(outputs, rngs=rngs)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Any, train: bool) -> jax.Array:
         return jax.nn.relu(self.norm(x, self.conv, train))
 
 

@@ -70,19 +70,17 @@ class UPerNet(nnx.Module):
         for i in range(len(maps) - 1, 0, -1):
             maps[i - 1] = maps[i - 1] + resize(maps[i], maps[i - 1].shape[1:3])
         maps[:-1] = [conv(x, train) for conv, x in zip(self.outputs, maps[:-1], strict=True)]
-        finest = maps[0].shape[1:3]
-        fused = self.fuse(jnp.concatenate([resize(x, finest) for x in maps], axis=-1), train)
+        fused = self.fuse(maps, train)
         # Whole channels are dropped, as Dropout2d does.
         result = self.head(dropout(fused, DROPOUT, key, shared=(1, 2))).astype(jnp.float32)
         return resize(jax.nn.relu(result) if self.regression else result, size)
 
     def _top(self, x_BxhxwxD: jax.Array, train: bool) -> jax.Array:
-        size = x_BxhxwxD.shape[1:3]
         pooled = [
-            resize(conv(average_pool(x_BxhxwxD, (side, side)), train), size)
+            conv(average_pool(x_BxhxwxD, (side, side)), train)
             for conv, side in zip(self.pools, POOLS, strict=True)
         ]
-        return self.top(jnp.concatenate([x_BxhxwxD, *pooled], axis=-1), train)
+        return self.top([x_BxhxwxD, *pooled], train)
 
 
 class Neck(nnx.Module):
