@@ -141,10 +141,9 @@ def _linear(
     """Land cover by a linear map from the last block's maps, and landscapes by neighbours."""
     labels, classes = ground.labels(target_gsd)
     found = {encoder.name: _maps(encoder, ground.samples, ground.sensors, target_gsd) for encoder in encoders}
-    if len(encoders) > 2:
-        last = encoders[-1].name
-        together = zip(found["raw"], found[last], strict=True)
-        found[f"raw and {last}"] = [np.concatenate(pair, axis=-1) for pair in together]
+    for encoder in encoders[1:]:
+        together = zip(found["raw"], found[encoder.name], strict=True)
+        found[f"raw and {encoder.name}"] = [np.concatenate(pair, axis=-1) for pair in together]
     for name, maps in found.items():
         for share in shares:
             count = max(1, round(share * FITTED))

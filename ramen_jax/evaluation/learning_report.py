@@ -99,7 +99,7 @@ def _title(encoder: str) -> str:
     if encoder in TITLES:
         return TITLES[encoder]
     return (
-        f"both together ({encoder.removeprefix('raw and ')})"
+        f"raw bands and {_title(encoder.removeprefix('raw and '))}"
         if encoder.startswith("raw and ")
         else f"pretrained ({encoder})"
     )

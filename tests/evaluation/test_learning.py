@@ -80,7 +80,7 @@ def test_the_command_ends_in_tables_numbers_and_curves(tmp_path, capsys):
     assert command.run(parse([*words, "--seeds", "0", "--target-gsd", "12.8", "--labels", "0.5,1"])) == 0
     results = json.loads((out / "results.json").read_text())
     linear = [r for r in results if r["measure"] == "linear"]
-    assert {r["encoder"] for r in linear} == {"raw", "untrained", "tiny", "raw and tiny"}
+    assert {r["encoder"] for r in linear} == {"raw", "untrained", "tiny", "raw and untrained", "raw and tiny"}
     assert {(r["target_gsd"], r["places"]) for r in linear} == {(12.8, 4), (12.8, 8)}
     assert all(0 < r["mIoU"] < 1 and 0 < r["accuracy"] <= 1 for r in linear)
     assert {r["measure"] for r in results} == {"linear", "neighbours", "position", "missing", "tilings"}
@@ -88,6 +88,7 @@ def test_the_command_ends_in_tables_numbers_and_curves(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert (out / "table.md").read_text().strip() in shown
     assert "| 12.8 m | 8 |" in shown
+    assert "| raw bands and untrained encoder | raw bands and pretrained (tiny) |" in shown
 
 
 def test_a_table_gives_mean_and_spread_over_the_seeds():
