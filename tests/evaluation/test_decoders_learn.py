@@ -65,7 +65,7 @@ FAST = ("seg_linear_mt", "seg_siamunet_diff")
     [pytest.param(*case, id=case[2], marks=() if case[2] in FAST else pytest.mark.slow) for case in CASES],
 )
 def test_the_truth_is_learnt(make_run, opened, monkeypatch, name, encoder, decoder, rate, epochs, floor):
-    """(Mutants: the first date in the place of the second; the dates in another order at every place.)"""
+    """(Mutants: the first date in the place of the second; of a series the first date alone.)"""
     if not encoder.frozen:  # an eighth of the U-Net's widths
         monkeypatch.setattr(decoders, "build", partial(decoders.build, topology=(8, 16, 32, 64)))
     task = opened(name, rate)

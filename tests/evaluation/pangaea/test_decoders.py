@@ -134,6 +134,22 @@ def test_dropout_follows_its_key_and_is_off_without_one() -> None:
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["seg_linear_mt", "seg_unet_mt"])
+def test_a_series_is_read_alone_as_among_others(name: str) -> None:
+    """(Mutant: the dates in another order at every place of a batch.)"""
+    decoder = small(name)
+    params, statistics = decoder.init(jax.random.key(0))
+    (level,) = inputs(decoder)[:1]
+    both = [level] * len(decoder.widths)
+    first = [level[:1]] * len(decoder.widths)
+    second = [level[1:]] * len(decoder.widths)
+    together, *alone = (
+        jax.jit(lambda levels: decoder.apply(params, statistics, levels, (6, 6))[0])(levels)
+        for levels in (both, first, second)
+    )
+    np.testing.assert_allclose(together, jnp.concatenate(alone), atol=1e-5)
+
+
 def test_channels_are_dropped_as_a_whole() -> None:
     x = jnp.ones((3, 4, 5, 64))
     found = np.asarray(layers.dropout(x, 0.25, jax.random.key(0), shared=(1, 2)))
